@@ -1,0 +1,173 @@
+"""What a controller's `parse` yields, and what flows from controllers to the writer.
+
+All of it is immutable. Prices and sizes are the exchange's own tokens (`collector.numbers.Number`) in what `parse` yields,
+and JSON text of `["price","volume"]` strings in what goes to the store.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import msgspec
+
+from collector.numbers import Number
+
+ORDERBOOK = "orderbook"
+
+# Why an epoch ended. `crash` is never written: the reader derives it from a run that is over and was not closed.
+REASONS = (
+    "disconnect",
+    "stale",
+    "sequence",
+    "checksum",
+    "rejected",
+    "probe",
+    "stop",
+    "crash",
+    "clock",
+    "no_space",
+    "superseded",
+)
+
+CROSSED = 1  # best bid at or above best ask
+CHECKSUM_MISMATCH = 2  # the exchange's own totals do not match its levels
+SAMPLED = 4  # a polled book: what changed between two polls is not known
+
+
+class Feed(NamedTuple):
+    """One stream of data: an exchange, a market in house form (`BTC-KRW`), a channel (`orderbook`)."""
+
+    exchange: str
+    market: str
+    channel: str = ORDERBOOK
+
+
+# --- what `parse` yields ---------------------------------------------------------------------------------------------
+
+
+class Book(msgspec.Struct, frozen=True, gc=False):
+    """A complete order book: price token to size token for each side, in any order.
+
+    `totals` are the exchange's own sums (asks, bids) where it sends them as a check.
+    """
+
+    market: str
+    bids: Mapping[Number, Number]
+    asks: Mapping[Number, Number]
+    venue_us: int | None = None
+    sequence: int | None = None
+    totals: tuple[Number, Number] | None = None
+
+
+class BookChange(msgspec.Struct, frozen=True, gc=False):
+    """Levels that changed since the last message of this market; size nought removes a level."""
+
+    market: str
+    bids: Mapping[Number, Number]
+    asks: Mapping[Number, Number]
+    venue_us: int | None = None
+    sequence: int | None = None
+
+
+class Reply(msgspec.Struct, frozen=True, gc=False):
+    """A heartbeat that wants this text sent back at once."""
+
+    text: str
+
+
+class Refused(msgspec.Struct, frozen=True, gc=False):
+    """The exchange refused a subscription; `market` is None where it does not say which."""
+
+    detail: str
+    market: str | None = None
+
+
+Message = Book | BookChange | Reply | Refused
+
+
+# --- what flows to the writer ----------------------------------------------------------------------------------------
+
+
+class EpochOpened(msgspec.Struct, frozen=True, gc=False, tag="opened"):
+    """A feed is being heard from here on. `epoch` counts 1, 2, 3... within one run of the collector."""
+
+    epoch: int
+    exchange: str
+    market: str
+    channel: str
+    transport: str
+    opened_us: int
+    verdict: str = "unverified"
+
+
+class BookRow(msgspec.Struct, frozen=True, gc=False, tag="book"):
+    """One update of a book; `bids` and `asks` are JSON text, None where a side did not change."""
+
+    epoch: int
+    n: int
+    received_us: int
+    venue_us: int | None
+    sequence: int | None
+    keyframe: bool
+    flags: int
+    bids: str | None
+    asks: str | None
+
+
+class CoverageMark(msgspec.Struct, frozen=True, gc=False, tag="mark"):
+    """How far an epoch is accounted for: absolute figures, so that writing a mark twice changes nothing."""
+
+    epoch: int
+    heard_until_us: int
+    confirmed_until_us: int
+    frames: int
+
+
+class EpochEnded(msgspec.Struct, frozen=True, gc=False, tag="ended"):
+    """Nothing more will come in this epoch."""
+
+    epoch: int
+    ended_us: int
+    reason: str
+
+
+class EpochVerdict(msgspec.Struct, frozen=True, gc=False, tag="verdict"):
+    """What is known of the truth of an epoch's books: `unverified`, `compared`, `checksummed`, `linked`."""
+
+    epoch: int
+    verdict: str
+
+
+class Rejected(msgspec.Struct, frozen=True, gc=False, tag="rejected"):
+    """A frame that could not be understood, raw, and why."""
+
+    exchange: str
+    market: str | None
+    received_us: int
+    reason: str
+    frame: bytes
+
+
+class Event(msgspec.Struct, frozen=True, gc=False, tag="event"):
+    """A life event: the log in the database."""
+
+    time_us: int
+    level: str
+    tag: str
+    text: str
+
+
+Record = EpochOpened | BookRow | CoverageMark | EpochEnded | EpochVerdict | Rejected | Event
+
+
+class Delivery(msgspec.Struct, frozen=True, gc=False):
+    """Records that go to the store together or not at all, with what they account for.
+
+    `frames` is how many received frames of `exchange` become `stored` with this delivery, `rejected` how many of them are
+    kept raw; `size` is about what it holds in memory, in bytes; `received_us` is the newest frame's time of receipt.
+    """
+
+    exchange: str
+    frames: int
+    records: tuple[Record, ...]
+    size: int
+    received_us: int = 0
