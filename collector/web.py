@@ -1,0 +1,209 @@
+"""The daemon's window: `/metrics`, `/healthz`, `/readyz` and `/status.json` over plain HTTP.
+
+It only shows what the functions handed in return. A port that is taken is no reason to stop collecting, so `start` says
+so instead of raising. Every request has a thread of its own and every number a limit: a client that dawdles is timed
+out, and when there are too many of them the oldest is cut off, so that a new one always gets its answer.
+
+The surprise: nothing here ever writes to stderr, where the standard server prints every request and every traceback.
+"""
+
+import gzip
+import socket
+import socketserver
+import threading
+from collections.abc import Callable
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
+
+import orjson
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+
+Verdict = Callable[[], tuple[bool, str]]
+
+CLIENT_TIMEOUT_S = 10.0
+CONNECTIONS_MAX = 32
+_BODY_MAX = 64 * 1024
+
+_INDEX = b"""The collector.
+
+/metrics      figures for Prometheus
+/healthz      200 while the daemon works
+/readyz       200 while commits succeed and feeds are live
+/status.json  what every feed, the intake and the store are doing
+"""
+
+
+class WebServer:
+    """Serves the daemon's state on *host*:*port* (port 0: any free one) from a thread named `web`.
+
+    *status* returns what `/status.json` shows. *healthy* and *ready* return whether `/healthz` and `/readyz` answer 200
+    (else 503), and why, in one line. They are called from several threads and should return at once. What they raise is
+    answered with 500 and handed to *on_error*.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        *,
+        registry: CollectorRegistry,
+        status: Callable[[], dict[str, Any]],
+        healthy: Verdict,
+        ready: Verdict,
+        on_error: Callable[[Exception], None] = lambda error: None,
+    ) -> None:
+        self.registry = registry
+        self.status = status
+        self.healthy = healthy
+        self.ready = ready
+        self.on_error = on_error
+        self.error = ""  # why `start` returned False
+        self._address = (host, port)
+        self._server: _Server | None = None
+        self._thread: threading.Thread | None = None
+
+    @property
+    def port(self) -> int:
+        """The port that is being listened on, or the one asked for while none is."""
+        return self._server.server_port if self._server else self._address[1]
+
+    def start(self) -> bool:
+        """Listen; return False when the address can't be had, with the reason in `error`."""
+        try:
+            self._server = _Server(self._address, self)
+        except OSError as error:
+            self.error = str(error)
+            return False
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.2,), name="web", daemon=True)
+        self._thread.start()
+        return True
+
+    def stop(self) -> None:
+        """Stop listening and cut off who is still connected; does nothing when not started."""
+        if self._server is None or self._thread is None:
+            return
+        self._server.shutdown()
+        self._server.server_close()
+        self._server.cut_off(keep=0)
+        self._thread.join()
+        self._server = self._thread = None
+
+
+class _Server(socketserver.ThreadingMixIn, HTTPServer):
+    daemon_threads = True
+    request_queue_size = 64
+
+    def __init__(self, address: tuple[str, int], web: WebServer) -> None:
+        self.web = web
+        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        self._connections: dict[socket.socket, None] = {}  # oldest first
+        self._lock = threading.Lock()
+        super().__init__(address, _Handler)
+
+    def server_bind(self) -> None:
+        # The inherited one asks the name service for our own name, which can take long when the network is down.
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = self.socket.getsockname()[:2]
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        with self._lock:
+            self._connections[request] = None
+        self.cut_off(keep=CONNECTIONS_MAX)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        with self._lock:
+            self._connections.pop(request, None)
+        super().shutdown_request(request)
+
+    def cut_off(self, *, keep: int) -> None:
+        with self._lock:
+            too_many = list(self._connections)[: max(len(self._connections) - keep, 0)]
+            for connection in too_many:
+                del self._connections[connection]
+                try:
+                    connection.shutdown(socket.SHUT_RDWR)
+                except OSError:
+                    continue  # it went by itself
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing: only the connection failed here, errors of our own are answered in the handler."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: _Server
+    server_version = "collector"
+    sys_version = ""
+    timeout = CLIENT_TIMEOUT_S
+
+    def do_GET(self) -> None:
+        web = self.server.web
+        pages: dict[str, Callable[[], None]] = {
+            "/": self._index,
+            "/metrics": self._metrics,
+            "/healthz": lambda: self._verdict(web.healthy),
+            "/readyz": lambda: self._verdict(web.ready),
+            "/status.json": lambda: self._answer(200, _line(web.status())),
+        }
+        page = pages.get(self.path.partition("?")[0])
+        if page is None:
+            self.send_error(HTTPStatus.NOT_FOUND)
+            return
+        try:
+            page()
+        except OSError:  # the client is gone, or too slow
+            self.close_connection = True
+        except Exception as error:
+            web.on_error(error)
+            self.send_error(HTTPStatus.INTERNAL_SERVER_ERROR, f"{type(error).__name__} while answering")
+
+    def do_HEAD(self) -> None:
+        self.do_GET()  # `_answer` leaves the body out
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """Answer with one line of JSON, also where the base class wants a page of HTML."""
+        headers = {}
+        if code == HTTPStatus.NOT_IMPLEMENTED:  # what the base class says to a method it finds no do_... for
+            code, message = HTTPStatus.METHOD_NOT_ALLOWED, None
+            headers["Allow"] = "GET, HEAD"
+            self._swallow_body()
+        self._answer(code, _line({"error": message or HTTPStatus(code).phrase}), **headers)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing: who reads the figures is no event of the collector."""
+
+    def _index(self) -> None:
+        self._answer(200, _INDEX, content_type="text/plain; charset=utf-8")
+
+    def _metrics(self) -> None:
+        body, headers = generate_latest(self.server.web.registry), {}
+        if "gzip" in self.headers.get("Accept-Encoding", ""):
+            body, headers = gzip.compress(body, compresslevel=1), {"Content-Encoding": "gzip"}
+        self._answer(200, body, content_type=CONTENT_TYPE_PLAIN_0_0_4, **headers)
+
+    def _verdict(self, verdict: Verdict) -> None:
+        good, reason = verdict()
+        self._answer(200 if good else 503, _line({"ok": good, "reason": reason}))
+
+    def _answer(self, code: int, body: bytes, *, content_type: str = "application/json", **headers: str) -> None:
+        self.send_response(code)
+        self.send_header("Content-Type", content_type)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Cache-Control", "no-store")
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def _swallow_body(self) -> None:
+        # Closing with unread bytes would reset the connection before the client has read the answer.
+        length = self.headers.get("Content-Length", "")
+        if length.isdecimal():
+            self.rfile.read(min(int(length), _BODY_MAX))
+
+
+def _line(answer: dict[str, Any]) -> bytes:
+    return orjson.dumps(answer, default=str) + b"\n"
