@@ -28,9 +28,10 @@ REASONS = (
     "superseded",
 )
 
-CROSSED = 1  # best bid at or above best ask
-CHECKSUM_MISMATCH = 2  # the exchange's own totals do not match its levels
-SAMPLED = 4  # a polled book: what changed between two polls is not known
+KEYFRAME = 1  # the complete book stands in the row, not what changed
+CROSSED = 2  # best bid at or above best ask
+CHECKSUM_MISMATCH = 4  # the exchange's own totals do not match its levels
+SAMPLED = 8  # a polled book: what changed between two polls is not known
 
 
 class Feed(NamedTuple):
@@ -87,7 +88,7 @@ Message = Book | BookChange | Reply | Refused
 # --- what flows to the writer ----------------------------------------------------------------------------------------
 
 
-class EpochOpened(msgspec.Struct, frozen=True, gc=False, tag="opened"):
+class EpochOpened(msgspec.Struct, frozen=True, gc=False):
     """A feed is being heard from here on. `epoch` counts 1, 2, 3... within one run of the collector."""
 
     epoch: int
@@ -96,24 +97,29 @@ class EpochOpened(msgspec.Struct, frozen=True, gc=False, tag="opened"):
     channel: str
     transport: str
     opened_us: int
+    depth: int | None = None
     verdict: str = "unverified"
 
 
-class BookRow(msgspec.Struct, frozen=True, gc=False, tag="book"):
-    """One update of a book; `bids` and `asks` are JSON text, None where a side did not change."""
+class BookRow(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """One update of a book, as it stands in the store.
+
+    Times are relative, since that is a third of the row: `at_us` counts from the epoch's `opened_us` to receipt, `lag_us`
+    from the exchange's own time to receipt (None where it sends none). `bids` and `asks` are JSON text, None where a side
+    did not change. `flags` is the sum of `KEYFRAME`, `CROSSED`, `CHECKSUM_MISMATCH`, `SAMPLED`.
+    """
 
     epoch: int
     n: int
-    received_us: int
-    venue_us: int | None
+    at_us: int
+    lag_us: int | None
     sequence: int | None
-    keyframe: bool
     flags: int
     bids: str | None
     asks: str | None
 
 
-class CoverageMark(msgspec.Struct, frozen=True, gc=False, tag="mark"):
+class CoverageMark(msgspec.Struct, frozen=True, gc=False):
     """How far an epoch is accounted for: absolute figures, so that writing a mark twice changes nothing."""
 
     epoch: int
@@ -122,7 +128,7 @@ class CoverageMark(msgspec.Struct, frozen=True, gc=False, tag="mark"):
     frames: int
 
 
-class EpochEnded(msgspec.Struct, frozen=True, gc=False, tag="ended"):
+class EpochEnded(msgspec.Struct, frozen=True, gc=False):
     """Nothing more will come in this epoch."""
 
     epoch: int
@@ -130,14 +136,14 @@ class EpochEnded(msgspec.Struct, frozen=True, gc=False, tag="ended"):
     reason: str
 
 
-class EpochVerdict(msgspec.Struct, frozen=True, gc=False, tag="verdict"):
+class EpochVerdict(msgspec.Struct, frozen=True, gc=False):
     """What is known of the truth of an epoch's books: `unverified`, `compared`, `checksummed`, `linked`."""
 
     epoch: int
     verdict: str
 
 
-class Rejected(msgspec.Struct, frozen=True, gc=False, tag="rejected"):
+class Rejected(msgspec.Struct, frozen=True, gc=False):
     """A frame that could not be understood, raw, and why."""
 
     exchange: str
@@ -147,7 +153,7 @@ class Rejected(msgspec.Struct, frozen=True, gc=False, tag="rejected"):
     frame: bytes
 
 
-class Event(msgspec.Struct, frozen=True, gc=False, tag="event"):
+class Event(msgspec.Struct, frozen=True, gc=False):
     """A life event: the log in the database."""
 
     time_us: int
@@ -162,12 +168,12 @@ Record = EpochOpened | BookRow | CoverageMark | EpochEnded | EpochVerdict | Reje
 class Delivery(msgspec.Struct, frozen=True, gc=False):
     """Records that go to the store together or not at all, with what they account for.
 
-    `frames` is how many received frames of `exchange` become `stored` with this delivery, `rejected` how many of them are
-    kept raw; `size` is about what it holds in memory, in bytes; `received_us` is the newest frame's time of receipt.
+    `frames` is how many received frames of `exchange` become `stored` with this delivery, `rejected` how many are kept raw; `size` is about what it holds in memory, in bytes; `received_us` is the newest frame's time of receipt.
     """
 
     exchange: str
     frames: int
     records: tuple[Record, ...]
     size: int
+    rejected: int = 0
     received_us: int = 0

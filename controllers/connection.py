@@ -1,0 +1,100 @@
+"""One WebSocket connection: made and written to by `websocket-client`, read in bursts by `FrameReader`."""
+
+import socket
+from collections.abc import Mapping
+
+import websocket
+
+from collector.errors import ConnectionLost, RateLimited, VenueRefused
+from controllers.frames import FrameReader
+
+# A peer that vanished without a word is noticed by the kernel: probes after 15 s of silence, sent data unanswered for 20 s.
+_SOCKET_OPTIONS: list[tuple[int, int, int]] = [
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+]
+for _name, _value in (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", 20_000)):
+    if hasattr(socket, _name):
+        _SOCKET_OPTIONS.append((socket.IPPROTO_TCP, getattr(socket, _name), _value))
+
+READ_BYTES = 1 << 16
+
+
+class Connection:
+    """An open socket. Used by one thread, but for `abort`.
+
+    Raises `ConnectionLost` where the connection can't be made or ends, `RateLimited` where the server answers 429 or 418,
+    `VenueRefused` where it refuses this client (401, 403).
+    """
+
+    def __init__(self, url: str, *, timeout_s: float = 10.0, headers: Mapping[str, str] | None = None) -> None:
+        self._socket = websocket.WebSocket(sockopt=_SOCKET_OPTIONS, skip_utf8_validation=True, enable_multithread=False)
+        self._reader = FrameReader()
+        try:
+            # Never an Origin: Upbit limits browsers' connections to one in ten seconds.
+            self._socket.connect(url, timeout=timeout_s, suppress_origin=True, header=dict(headers or {}))
+        except websocket.WebSocketBadStatusException as error:
+            raise _refusal(error) from None
+        except (websocket.WebSocketException, OSError, ValueError) as error:
+            raise ConnectionLost(f"could not connect: {error}") from None
+        self._socket.sock.settimeout(1.0)
+
+    def receive(self) -> list[tuple[int, bytes]]:
+        """Return what has arrived as (opcode, payload); an empty list after a second without a whole frame."""
+        try:
+            received = self._socket.sock.recv(READ_BYTES)
+        except TimeoutError:
+            return []
+        except (OSError, AttributeError) as error:
+            raise ConnectionLost(str(error) or type(error).__name__) from None
+        if not received:
+            raise ConnectionLost("the server closed the connection without a word")
+        return self._reader.feed(received)
+
+    def send_text(self, text: str) -> None:
+        """Send one text frame."""
+        self._send(text.encode(), websocket.ABNF.OPCODE_TEXT)
+
+    def send_ping(self) -> None:
+        """Send a protocol ping."""
+        self._send(b"", websocket.ABNF.OPCODE_PING)
+
+    def send_pong(self, payload: bytes) -> None:
+        """Answer a protocol ping."""
+        self._send(payload, websocket.ABNF.OPCODE_PONG)
+
+    def _send(self, payload: bytes, opcode: int) -> None:
+        try:
+            self._socket.send(payload, opcode)
+        except (websocket.WebSocketException, OSError, AttributeError) as error:
+            raise ConnectionLost(f"could not send: {error}") from None
+
+    def abort(self) -> None:
+        """End the connection from another thread: whoever waits in `receive` returns at once."""
+        self._socket.abort()
+
+    def close(self) -> None:
+        """Say goodbye and close the socket, without waiting for the answer."""
+        try:
+            self._socket.send_close()
+        except (websocket.WebSocketException, OSError, AttributeError):
+            return self._socket.shutdown()  # it was gone already
+        self._socket.shutdown()
+
+
+def _refusal(error: websocket.WebSocketBadStatusException) -> Exception:
+    status = error.status_code
+    if status in (418, 429):
+        return RateLimited(f"HTTP {status} at the WebSocket handshake", retry_after((error.resp_headers or {})))
+    if status in (401, 403):
+        return VenueRefused(f"HTTP {status} at the WebSocket handshake")
+    return ConnectionLost(f"HTTP {status} at the WebSocket handshake")
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Return the seconds of a Retry-After header, None where there is none or it is a date."""
+    value = headers.get("retry-after") or headers.get("Retry-After") or ""
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        return None
