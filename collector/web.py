@@ -76,7 +76,7 @@ class WebServer:
         except OSError as error:
             self.error = str(error)
             return False
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.2,), name="web", daemon=True)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.1,), name="web", daemon=True)
         self._thread.start()
         return True
 
