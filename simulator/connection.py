@@ -1,0 +1,228 @@
+"""One client's connection as the simulated exchange sees it: its subscriptions, and what waits to go out."""
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import web
+
+from simulator.faults import Faults
+from simulator.ledger import Ledger
+from simulator.markets import Level
+
+if TYPE_CHECKING:
+    from simulator.venue import Venue
+
+log = logging.getLogger(__name__)
+
+OUTBOX_HIGH, OUTBOX_MAX = 64, 10_000  # messages waiting: when a fast sender pauses; when a slow client is cut
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A data frame (bytes go out as a binary frame, text as a text frame) and what it means, for the ledger."""
+
+    data: str | bytes
+    what: str = "book"
+    bids: tuple[Level, ...] = ()
+    asks: tuple[Level, ...] = ()
+    venue_us: int | None = None
+    sequence: int | None = None
+
+    def meaning(self) -> dict[str, Any]:
+        """Spell the content as the ledger wants it."""
+        levels = {} if self.what == "garbage" else {"bids": self.bids, "asks": self.asks}
+        return {**levels, "venue_us": self.venue_us, "sequence": self.sequence}
+
+
+@dataclass(slots=True)
+class Subscription:
+    """One market's channel on one connection. `code` is how the client spelled it, `i` counts its data messages."""
+
+    id: str
+    market: str
+    channel: str
+    code: str
+    options: dict[str, Any] = field(default_factory=dict)
+    i: int = 0
+
+
+class Connection:
+    """A WebSocket (`socket` given) or a keep-alive HTTP connection. Lives on the simulator's own thread."""
+
+    def __init__(
+        self, venue: "Venue", ledger: Ledger, faults: Faults, transport: asyncio.Transport | None,
+        socket: web.WebSocketResponse | None = None,
+    ) -> None:  # fmt: skip
+        self.venue, self.socket = venue, socket
+        self.kind = "rest" if socket is None else "websocket"
+        self.id = ledger.open(venue.name, self.kind)
+        self.subscriptions: dict[tuple[str, str], Subscription] = {}
+        self.memory: dict[str, Any] = {}  # what a venue wants to remember about this client
+        self.why = ""
+        loop = asyncio.get_running_loop()
+        self.opened_s = self.heard_s = self.said_s = loop.time()
+        self._clock = loop.time
+        self._ledger, self._faults, self._transport = ledger, faults, transport
+        self._outbox: asyncio.Queue[str | bytes | tuple[Subscription, Message]] = asyncio.Queue()
+        self._room = asyncio.Event()
+        self._room.set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    # -- subscriptions
+
+    def subscribe(
+        self, channel: str, market: str, code: str = "", options: dict[str, Any] | None = None
+    ) -> tuple[Subscription, bool]:
+        """Add a subscription, or find the one there is and give it the new options; say whether it is new."""
+        known = self.subscriptions.get((channel, market))
+        if known is not None:
+            known.code, known.options = code, options or {}
+            return known, False
+        name = self._ledger.subscribe(self.id, self.venue.name, market, channel)
+        subscription = Subscription(name, market, channel, code, options or {})
+        self.subscriptions[channel, market] = subscription
+        return subscription, True
+
+    def holds(self, subscription: Subscription) -> bool:
+        """Tell whether a subscription still stands."""
+        return self.subscriptions.get((subscription.channel, subscription.market)) is subscription
+
+    # -- going out
+
+    def say(self, data: str | bytes) -> None:
+        """Queue a control frame: an acknowledgement, an error, a heartbeat. It is no data and not in the ledger."""
+        self._queue(data)
+
+    def publish(self, subscription: Subscription, message: Message) -> None:
+        """Queue a data message of a subscription."""
+        self._queue((subscription, message))
+
+    def _queue(self, item: str | bytes | tuple[Subscription, Message]) -> None:
+        if self._closed:
+            return
+        self._outbox.put_nowait(item)
+        if self._outbox.qsize() >= OUTBOX_HIGH:
+            self._room.clear()
+        if self._outbox.qsize() > OUTBOX_MAX:
+            self.abort("the client reads too slowly")
+
+    async def room(self) -> None:
+        """Wait until the client has taken most of what was queued."""
+        await self._room.wait()
+
+    async def send_loop(self) -> None:
+        """Send what is queued, in order, for as long as the connection lives."""
+        while not self._closed:
+            item = await self._outbox.get()
+            if self._outbox.qsize() < OUTBOX_HIGH // 2:
+                self._room.set()
+            try:
+                if isinstance(item, tuple):
+                    await self._deliver(*item)
+                elif not self._faults.active("freeze", self.venue.name):
+                    await self._send(item)
+            except ConnectionError:
+                self.abort("the client went away")
+
+    async def _deliver(self, subscription: Subscription, message: Message) -> None:
+        """Decide the fate of one data message, write it down, then send it."""
+        if not self.holds(subscription):
+            return
+        where = self.venue.name, subscription.market
+        if self._faults.withholding(*where) or self._faults.take("swallow", *where):
+            self.record(subscription, message, "withheld")
+            return
+        if message.what == "book" and self._faults.take("corrupt_total", *where):
+            message = replace(message, data=self.venue.corrupt_total(message.data))
+        copies = 2 if message.what != "garbage" and self._faults.take("duplicate", *where) else 1
+        for _ in range(copies):
+            self.record(subscription, message, "sent")
+            await self._send(message.data)
+
+    def record(self, subscription: Subscription, message: Message, fate: str) -> None:
+        """Write the next data message of a subscription into the ledger."""
+        subscription.i += 1
+        self._ledger.message(subscription.id, subscription.i, message.what, fate, **message.meaning())
+
+    def record_error(self, subscription: Subscription, status: int) -> None:
+        """Write an HTTP error that was answered in place of data into the ledger."""
+        subscription.i += 1
+        self._ledger.message(subscription.id, subscription.i, "error", "sent", status=status)
+
+    async def _send(self, data: str | bytes) -> None:
+        if self._closed or self.socket is None or self.socket.closed:
+            return
+        self.said_s = self._clock()
+        if isinstance(data, bytes):
+            await self.socket.send_bytes(data)
+        else:
+            await self.socket.send_str(data)
+
+    async def ping(self, payload: bytes) -> None:
+        """Send a protocol ping unless everything is frozen."""
+        if self.socket is not None and not self.socket.closed and not self._faults.active("freeze", self.venue.name):
+            await self.socket.ping(payload)
+
+    async def pong(self, payload: bytes) -> None:
+        """Answer a client's protocol ping unless a fault forbids it."""
+        muted = self._faults.active("freeze", self.venue.name) or self._faults.active("drop_pong", self.venue.name)
+        if self.socket is not None and not muted:
+            await self.socket.pong(payload)
+
+    def muted(self) -> bool:
+        """Tell whether heartbeats are to be left unanswered."""
+        return self._faults.active("drop_pong", self.venue.name) is not None
+
+    # -- life
+
+    def start(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run something beside the connection; it ends with it."""
+        task = asyncio.get_running_loop().create_task(self._guarded(work))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except ConnectionError:
+            self.abort("the client went away")
+        except Exception as e:  # our own bug or a full disk: the client must not be left with half a simulator
+            log.exception("connection %s of %s is cut", self.id, self.venue.name)
+            self.abort(f"error in the simulator: {e!r}")
+
+    async def close(self, code: int, why: str) -> None:
+        """Say goodbye with a close frame."""
+        self.why = self.why or why
+        if self.socket is not None and not self._closed:
+            await self.socket.close(code=code, message=why.encode()[:120])
+
+    def close_later(self, delay_s: float, code: int, why: str) -> None:
+        """Close with a code after a moment, as a venue does after an error frame."""
+
+        async def work() -> None:
+            await asyncio.sleep(delay_s)
+            await self.close(code, why)
+
+        self.start(work())
+
+    def abort(self, why: str) -> None:
+        """Cut the TCP connection without a close frame: the client sees code 1006."""
+        self.why = self.why or why
+        if self._transport is not None:
+            self._transport.abort()
+
+    async def ended(self, why: str) -> None:
+        """Stop what runs beside the connection and write its end into the ledger. The last thing in its life."""
+        if self._closed:
+            return
+        self._closed = True
+        self._room.set()
+        tasks = [t for t in self._tasks if t is not asyncio.current_task()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._ledger.close(self.id, self.why or why)
