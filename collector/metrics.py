@@ -35,7 +35,7 @@ class Metrics:
     """
 
     def __init__(self, registry: CollectorRegistry, *, version: str, started_s: float) -> None:
-        disable_created_metrics()  # type: ignore[no-untyped-call]
+        disable_created_metrics()
         ProcessCollector(registry=registry)
         self.registry = registry
 
