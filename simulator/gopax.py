@@ -21,7 +21,7 @@ from aiohttp import web
 from simulator.connection import Connection, Message, Subscription
 from simulator.markets import Book, Change, Character, Level, Market, Step, now_us, plain, units
 from simulator.recording import Recorded, exact
-from simulator.venue import Bucket, Reply, Timing, Venue
+from simulator.venue import Bucket, Reply, Timing, Venue, compact
 
 BOOK_REQUESTS = ("SubscribeToOrderBook", "SubscribeToTradingPair")
 Mark = tuple[int, int]
@@ -150,7 +150,7 @@ class Gopax(Venue):
         return None
 
     def _answer(self, c: Connection, i: Any, name: Any, content: dict[str, Any]) -> None:
-        c.say(json.dumps({"i": i, "n": name, "o": content}, separators=(",", ":")))
+        c.say(compact({"i": i, "n": name, "o": content}))
 
     # -- frames
 
@@ -180,7 +180,7 @@ class Gopax(Venue):
             for price, _ in levels
         )
         text = (
-            f'{{"i":{json.dumps(s.options["i"])},"n":"{s.options["n"]}","o":'
+            f'{{"i":{compact(s.options["i"])},"n":"{s.options["n"]}","o":'
             f'{{"ask":[{self._entries(s.market, "ask", book.asks)}],'
             f'"bid":[{self._entries(s.market, "bid", book.bids)}],'
             f'"tradingPairName":"{s.market}","maxEntryId":{self._entry}}}}}'
@@ -253,7 +253,7 @@ class Gopax(Venue):
 
     def addressed(self, s: Subscription, data: str) -> str:
         """Echo the client's own `i` in a recorded snapshot."""
-        return re.sub(r'^\{"i":("[^"]*"|\d+),', lambda _: f'{{"i":{json.dumps(s.options["i"])},', data)
+        return re.sub(r'^\{"i":("[^"]*"|\d+),', lambda _: f'{{"i":{compact(s.options["i"])},', data)
 
     # -- REST
 
@@ -263,9 +263,9 @@ class Gopax(Venue):
             case ["trading-pairs", pair, "book"]:
                 return self._rest_book(pair, request.query.get("level", "3"))
             case ["trading-pairs"] if self._free():
-                return Reply(json.dumps([self._listing(i, m) for i, m in enumerate(self.markets, 1)]))
+                return Reply(compact([self._listing(i, m) for i, m in enumerate(self.markets, 1)]))
             case ["time"] if self._free():
-                return Reply(json.dumps({"serverTime": now_us() // 1000}))
+                return Reply(compact({"serverTime": now_us() // 1000}))
             case ["trading-pairs"] | ["time"]:
                 return self._error(429, 10105, "Too many requests", "")
             case _:
@@ -275,7 +275,7 @@ class Gopax(Venue):
         return not self.timing.rest_limits or self._calls.take()
 
     def _error(self, status: int, code: int, message: str, data: str, asked: tuple[str, ...] = ()) -> Reply:
-        body = json.dumps({"errorMessage": message, "errorCode": code, "errorData": data}, separators=(",", ":"))
+        body = compact({"errorMessage": message, "errorCode": code, "errorData": data})
         return Reply(body, status, asked=asked)
 
     def _rest_book(self, pair: str, level: str) -> Reply:

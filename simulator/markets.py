@@ -46,6 +46,16 @@ def units(text: str) -> int:
     return int(whole) * UNIT + int(fraction.ljust(8, "0") or 0)
 
 
+def tidy(levels: Iterable[Level]) -> tuple[Level, ...]:
+    """Respell a venue's own digits (1.16539E8, 0.50) as plain decimals without trailing zeros."""
+    return tuple((_tidy(price), _tidy(volume)) for price, volume in levels)
+
+
+def _tidy(token: str) -> str:
+    text = f"{Decimal(token):f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
 def now_us() -> int:
     """Tell the wall clock in microseconds, as an exchange stamps its messages."""
     return time.time_ns() // 1000

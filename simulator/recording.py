@@ -6,13 +6,13 @@ played, byte for byte, whatever key format a client asks for: a recording is wha
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from simulator.markets import Book, Level
+from simulator.markets import Book, Level, tidy
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +29,10 @@ class Recorded:
     sequence: int | None = None
     time_s: float | None = None
 
+    def book(self) -> Book:
+        """Give its levels as a book, in plain decimals."""
+        return Book(0, tidy(self.bids), tidy(self.asks), self.venue_us or 0, self.sequence)
+
 
 @dataclass(frozen=True, slots=True)
 class Recording:
@@ -44,7 +48,7 @@ class Recording:
         """Find the first complete book of a market."""
         for f in self.frames:
             if f.what == "book" and f.market == market:
-                return Book(0, f.bids, f.asks, f.venue_us or 0, f.sequence)
+                return f.book()
         return None
 
 
@@ -53,7 +57,7 @@ def exact(data: str) -> Any:
     return json.loads(data, parse_int=str, parse_float=str)
 
 
-def real(levels: list[Level]) -> tuple[Level, ...]:
+def real(levels: Iterable[Level]) -> tuple[Level, ...]:
     """Drop padding (price 0) and levels without volume: neither is an order."""
     return tuple((price, volume) for price, volume in levels if not (_zero(price) or _zero(volume)))
 

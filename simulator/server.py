@@ -6,7 +6,7 @@ ledger, see `simulator.ledger`.
 """
 
 import asyncio
-import importlib
+import importlib.util
 import inspect
 import json
 import pkgutil
@@ -74,7 +74,8 @@ class _Front:
             raise ValueError(f"{owner.recording} holds no frames of {', '.join(owner.exchanges)}")
 
     def _build(self, name: str) -> Venue:
-        kind = _venue_class(name) if name.isidentifier() and name in venues() else None
+        known = name.isidentifier() and importlib.util.find_spec(f"simulator.{name}") is not None
+        kind = _venue_class(name) if known else None
         if kind is None:
             raise ValueError(f"no simulated exchange {name!r}: one of {', '.join(venues())}")
         recording = None

@@ -15,7 +15,7 @@ from aiohttp import web
 from simulator.connection import Connection, Message, Subscription
 from simulator.markets import Book, Character, Level, total
 from simulator.recording import Recorded, exact, real
-from simulator.venue import Bucket, Reply, Timing, Venue
+from simulator.venue import Bucket, Reply, Timing, Venue, compact
 
 TYPES = re.compile(r"orderbook|trade|ticker|candle\.(1s|(1|3|5|10|15|30|60|240)m)")
 SHORT = {
@@ -54,6 +54,13 @@ def as_small(size: str) -> str:
     return as_double(size) if size.startswith("0.000") else size
 
 
+def respelled(text: str, spelling: str) -> str:
+    """Shorten the keys of a DEFAULT frame or put it into a list, as the format asks."""
+    if spelling.startswith("SIMPLE"):
+        text = re.sub(r'"(\w+)":', lambda m: f'"{SHORT[m[1]]}":', text)
+    return f"[{text}]" if spelling.endswith("LIST") else text
+
+
 def either(row: dict[str, str], key: str) -> str:
     """Look a value up by its long or its short key."""
     return row[key] if key in row else row[SHORT[key]]
@@ -67,10 +74,11 @@ class Upbit(Venue):
     socket_path = "websocket/v1"
     compresses = True
     rates_hz = (10, 10)
-    depths = (1, 5, 15, 30)
-    character = Character(depth=30, spread_ticks=2, gap_ticks=4)
+    depths: tuple[int, ...] = (1, 5, 15, 30)
+    character = Character(depth=32, spread_ticks=2, gap_ticks=4)
     timing = Timing(idle_s=60, status_s=10, error_close_s=0.15, connects_per_s=5, rest_limits=True)
-    snapshot_only, realtime_only = ("is_only_snapshot", "isOnlySnapshot"), ("is_only_realtime", "isOnlyRealtime")
+    snapshot_only: tuple[str, ...] = ("is_only_snapshot", "isOnlySnapshot")
+    realtime_only: tuple[str, ...] = ("is_only_realtime", "isOnlyRealtime")
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -106,7 +114,7 @@ class Upbit(Venue):
     def error(self, name: str, message: str) -> bytes:
         """Spell an error frame."""
         body = {"message": message, "name": name} if name != "NO_TICKET" else {"name": name, "message": message}
-        return json.dumps({"error": body}, ensure_ascii=False, separators=(",", ":")).encode()
+        return compact({"error": body}).encode()
 
     def _parsed(self, text: str) -> list[dict[str, Any]]:
         try:
@@ -172,7 +180,7 @@ class Upbit(Venue):
 
     def _listed(self, c: Connection, ticket: str) -> bytes:
         result = [{"type": s.channel, "codes": [s.code]} for s in c.subscriptions.values()]
-        return json.dumps({"method": "LIST_SUBSCRIPTIONS", "result": result, "ticket": ticket}).encode()
+        return compact({"method": "LIST_SUBSCRIPTIONS", "result": result, "ticket": ticket}).encode()
 
     def subscribed(self, c: Connection, subscriptions: Any) -> None:
         """Leave out the snapshot where only changes were asked for."""
@@ -180,8 +188,9 @@ class Upbit(Venue):
         super().subscribed(c, wanted)
 
     def updates(self, s: Subscription, step: Any) -> list[Message]:
-        """Send every book, unless only the snapshot was asked for."""
-        return [] if s.options["snapshot_only"] else [self.book_frame(s, step.book, False)]
+        """Send every book that differs from the one before, unless only the snapshot was asked for."""
+        worth_telling = step.changes or self.character.repeats
+        return [self.book_frame(s, step.book, False)] if worth_telling and not s.options["snapshot_only"] else []
 
     # -- frames
 
@@ -197,11 +206,7 @@ class Upbit(Venue):
             f'"total_ask_size":{size(total(asks))},"total_bid_size":{size(total(bids))},'
             f'"orderbook_units":[{self.pairs(bids, asks, depth, price, size)}],"stream_type":"{stream}","level":0}}'
         )
-        if simple:
-            text = re.sub(r'"(\w+)":', lambda m: f'"{SHORT[m[1]]}":', text)
-        if spelling.endswith("LIST"):
-            text = f"[{text}]"
-        return Message(text.encode(), "book", bids, asks, book.time_us // 1000 * 1000)
+        return Message(respelled(text, spelling).encode(), "book", bids, asks, book.time_us // 1000 * 1000)
 
     def pairs(self, bids: tuple[Level, ...], asks: tuple[Level, ...], depth: int, price: Any, size: Any) -> str:
         """Spell the levels side by side, padding the thinner side."""
@@ -254,7 +259,7 @@ class Upbit(Venue):
         headers = {"remaining-req": f"group={group}; min=600; sec={self.calls[group].left}"}
         if group == "market":
             detailed = request.query.get("is_details") == "true"
-            return Reply(json.dumps([self.listing(m, detailed) for m in self.markets]), headers=headers)
+            return Reply(compact([self.listing(m, detailed) for m in self.markets]), headers=headers)
         count = request.query.get("count", "30")
         if not asked:
             return self.refusal(400, 400, MISSING_PARAMETER)
@@ -270,7 +275,7 @@ class Upbit(Venue):
 
     def refusal(self, status: int, name: int | str, message: str) -> Reply:
         """Spell a REST error."""
-        return Reply(json.dumps({"error": {"name": name, "message": message}}, ensure_ascii=False), status)
+        return Reply(compact({"error": {"name": name, "message": message}}), status)
 
     def limited(self, group: str, from_browser: bool) -> Reply | None:
         """Refuse what exceeds the limits: 429, and 418 for those who go on. The bodies are unverified."""

@@ -6,15 +6,17 @@ calls (`rest`); the rest are hooks with a plain default.
 """
 
 import asyncio
+import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 from aiohttp import web
 
 from simulator.connection import Connection, Message, Subscription
 from simulator.faults import Faults, damage
-from simulator.markets import Book, Character, Market, Step
+from simulator.markets import Book, Character, Market, Step, tidy
 from simulator.recording import Recorded, Recording
 
 
@@ -54,6 +56,11 @@ class Reply:
     def markets(self) -> tuple[str, ...]:
         """Name every market the call was about."""
         return tuple(self.books) or self.asked
+
+
+def compact(value: Any) -> str:
+    """Spell JSON as exchanges do, without spaces and with Korean as it is."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 class Bucket:
@@ -301,9 +308,9 @@ class Venue:
         again = self.recorded(data) if by_us else frame
         frame = again or frame
         if frame.what == "book":
-            self._played[frame.market] = Book(0, frame.bids, frame.asks, frame.venue_us or 0, frame.sequence)
+            self._played[frame.market] = frame.book()
         elif frame.what == "change":
-            self._played[frame.market] = self.shown(frame.market).changed(frame.bids, frame.asks)
+            self._played[frame.market] = self.shown(frame.market).changed(tidy(frame.bids), tidy(frame.asks))
         sent = self.addressed(s, data)
         return Message(
             sent.encode() if self.sends_bytes() else sent,
