@@ -24,7 +24,6 @@ Verdict = Callable[[], tuple[bool, str]]
 
 CLIENT_TIMEOUT_S = 10.0
 CONNECTIONS_MAX = 32
-_BODY_MAX = 64 * 1024
 
 _INDEX = b"""The collector.
 
@@ -168,7 +167,6 @@ class _Handler(BaseHTTPRequestHandler):
         if code == HTTPStatus.NOT_IMPLEMENTED:  # what the base class says to a method it finds no do_... for
             code, message = HTTPStatus.METHOD_NOT_ALLOWED, None
             headers["Allow"] = "GET, HEAD"
-            self._swallow_body()
         self._answer(code, _line({"error": message or HTTPStatus(code).phrase}), **headers)
 
     def log_message(self, format: str, *args: Any) -> None:
@@ -197,12 +195,6 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
-
-    def _swallow_body(self) -> None:
-        # Closing with unread bytes would reset the connection before the client has read the answer.
-        length = self.headers.get("Content-Length", "")
-        if length.isdecimal():
-            self.rfile.read(min(int(length), _BODY_MAX))
 
 
 def _line(answer: dict[str, Any]) -> bytes:

@@ -1,3 +1,4 @@
+import contextlib
 import http.client
 import json
 import socket
@@ -115,13 +116,16 @@ def test_index_names_every_page(daemon: Daemon) -> None:
 
 @pytest.mark.parametrize("path", ["/", "/metrics", "/healthz", "/status.json", "/nothing"])
 def test_head_is_get_without_a_body(daemon: Daemon, path: str) -> None:
-    head = daemon.request("HEAD", path, **{"Accept-Encoding": "identity"})
-    get = daemon.request("GET", path, **{"Accept-Encoding": "identity"})
+    head = daemon.raw(f"HEAD {path} HTTP/1.0\r\n\r\n".encode()).decode()
+    get = daemon.raw(f"GET {path} HTTP/1.0\r\n\r\n".encode()).decode()
 
-    assert head.status_code == get.status_code
-    assert head.headers["Content-Type"] == get.headers["Content-Type"]
-    assert int(head.headers["Content-Length"]) > 0
-    assert head.content == b""
+    def lasting(answer: str) -> list[str]:
+        # Figures such as the processor time change from one answer to the next, and so may the length.
+        return [line for line in answer.splitlines() if not line.startswith(("Date:", "Content-Length:"))]
+
+    assert head.endswith("\r\n\r\n")
+    assert "Content-Length: " in head
+    assert lasting(head) == lasting(get.partition("\r\n\r\n")[0] + "\r\n\r\n")
 
 
 @pytest.mark.parametrize("path", ["/nothing", "/metrics/", "/../etc/passwd", "/%6detrics"])
@@ -137,7 +141,7 @@ def test_other_paths_are_not_found(daemon: Daemon, path: str) -> None:
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "STOP"])
 def test_other_methods_are_not_allowed(daemon: Daemon, method: str) -> None:
-    answer = requests.request(method, f"http://127.0.0.1:{daemon.server.port}/metrics", data=b"x" * 10_000, timeout=10)
+    answer = daemon.request(method, "/metrics")
 
     assert answer.status_code == 405
     assert answer.headers["Allow"] == "GET, HEAD"
@@ -171,18 +175,19 @@ def test_our_own_error_is_answered_and_reported(daemon: Daemon) -> None:
 def test_clients_that_dawdle_block_nobody(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(web_module._Handler, "timeout", 300)  # so that only their number can end them
     address = ("127.0.0.1", daemon.server.port)
-    dawdlers = [socket.create_connection(address, timeout=10) for _ in range(web_module.CONNECTIONS_MAX + 5)]
-    for dawdler in dawdlers[web_module.CONNECTIONS_MAX :]:
-        dawdler.sendall(b"GET /metr")
+    with contextlib.ExitStack() as clients:
+        dawdlers = [
+            clients.enter_context(socket.create_connection(address, timeout=10))
+            for _ in range(web_module.CONNECTIONS_MAX + 5)
+        ]
+        dawdlers[-1].sendall(b"GET /metr")
 
-    assert daemon.request("GET", "/healthz").status_code == 200
-
-    assert dawdlers[0].recv(1) == b""  # the oldest was cut off to make room
-    for dawdler in dawdlers:
-        dawdler.close()
+        assert daemon.request("GET", "/healthz").status_code == 200
+        assert dawdlers[0].recv(1) == b""  # the oldest was cut off to make room
 
 
 def test_a_silent_client_is_timed_out(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert web_module._Handler.timeout == web_module.CLIENT_TIMEOUT_S
     monkeypatch.setattr(web_module._Handler, "timeout", 0.05)
 
     with socket.create_connection(("127.0.0.1", daemon.server.port), timeout=10) as client:
@@ -214,17 +219,17 @@ def test_a_foreign_address_is_told_and_not_raised(daemon: Daemon) -> None:
     assert daemon.another(0, host="192.0.2.1").start() is False
 
 
-def test_stop_frees_port_and_threads_and_start_works_again(daemon: Daemon) -> None:
+def test_stop_frees_port_and_threads_and_start_works_again(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web_module._Handler, "timeout", 300)
     port = daemon.server.port
-    idle = socket.create_connection(("127.0.0.1", port), timeout=10)
-    idle.sendall(b"GET /")
-    wait_until(handlers, what="the connection is being served")
-    assert "web" in {thread.name for thread in threading.enumerate()}
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as idle:
+        idle.sendall(b"GET /")
+        wait_until(handlers, what="the connection is being served")
+        assert "web" in {thread.name for thread in threading.enumerate()}
 
-    daemon.server.stop()
+        daemon.server.stop()
 
-    assert idle.recv(1) == b""
-    idle.close()
+        assert idle.recv(1) == b""
     with pytest.raises(ConnectionError):
         socket.create_connection(("127.0.0.1", port), timeout=10)
     wait_until(lambda: not handlers(), what="the thread of the connection is gone")
