@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 from prometheus_client import CollectorRegistry, generate_latest
@@ -131,6 +131,12 @@ class _Server(socketserver.ThreadingMixIn, HTTPServer):
         """Say nothing: only the connection failed here, errors of our own are answered in the handler."""
 
 
+class _Page(NamedTuple):
+    body: bytes
+    code: int = 200
+    content_type: str = "application/json"
+
+
 class _Handler(BaseHTTPRequestHandler):
     server: _Server
     server_version = "collector"
@@ -139,24 +145,24 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         web = self.server.web
-        pages: dict[str, Callable[[], None]] = {
-            "/": self._index,
-            "/metrics": self._metrics,
-            "/healthz": lambda: self._verdict(web.healthy),
-            "/readyz": lambda: self._verdict(web.ready),
-            "/status.json": lambda: self._answer(200, _line(web.status())),
+        pages: dict[str, Callable[[], _Page]] = {
+            "/": lambda: _Page(_INDEX, content_type="text/plain; charset=utf-8"),
+            "/metrics": lambda: _Page(generate_latest(web.registry), content_type=CONTENT_TYPE_PLAIN_0_0_4),
+            "/healthz": lambda: _verdict(web.healthy),
+            "/readyz": lambda: _verdict(web.ready),
+            "/status.json": lambda: _Page(_line(web.status())),
         }
-        page = pages.get(self.path.partition("?")[0])
-        if page is None:
+        make_page = pages.get(self.path.partition("?")[0])
+        if make_page is None:
             self.send_error(HTTPStatus.NOT_FOUND)
             return
         try:
-            page()
-        except OSError:  # the client is gone, or too slow
-            self.close_connection = True
+            page = make_page()
         except Exception as error:
             web.on_error(error)
             self.send_error(HTTPStatus.INTERNAL_SERVER_ERROR, f"{type(error).__name__} while answering")
+        else:
+            self._answer(page)
 
     def do_HEAD(self) -> None:
         self.do_GET()  # `_answer` leaves the body out
@@ -167,27 +173,18 @@ class _Handler(BaseHTTPRequestHandler):
         if code == HTTPStatus.NOT_IMPLEMENTED:  # what the base class says to a method it finds no do_... for
             code, message = HTTPStatus.METHOD_NOT_ALLOWED, None
             headers["Allow"] = "GET, HEAD"
-        self._answer(code, _line({"error": message or HTTPStatus(code).phrase}), **headers)
+        self._answer(_Page(_line({"error": message or HTTPStatus(code).phrase}), code), **headers)
 
     def log_message(self, format: str, *args: Any) -> None:
         """Say nothing: who reads the figures is no event of the collector."""
 
-    def _index(self) -> None:
-        self._answer(200, _INDEX, content_type="text/plain; charset=utf-8")
-
-    def _metrics(self) -> None:
-        body, headers = generate_latest(self.server.web.registry), {}
-        if "gzip" in self.headers.get("Accept-Encoding", ""):
-            body, headers = gzip.compress(body, compresslevel=1), {"Content-Encoding": "gzip"}
-        self._answer(200, body, content_type=CONTENT_TYPE_PLAIN_0_0_4, **headers)
-
-    def _verdict(self, verdict: Verdict) -> None:
-        good, reason = verdict()
-        self._answer(200 if good else 503, _line({"ok": good, "reason": reason}))
-
-    def _answer(self, code: int, body: bytes, *, content_type: str = "application/json", **headers: str) -> None:
-        self.send_response(code)
-        self.send_header("Content-Type", content_type)
+    def _answer(self, page: _Page, **headers: str) -> None:
+        body = page.body
+        if page.code == HTTPStatus.OK and "gzip" in self.headers.get("Accept-Encoding", ""):
+            body = gzip.compress(body, compresslevel=1)
+            headers["Content-Encoding"] = "gzip"
+        self.send_response(page.code)
+        self.send_header("Content-Type", page.content_type)
         self.send_header("Content-Length", str(len(body)))
         self.send_header("Cache-Control", "no-store")
         for name, value in headers.items():
@@ -195,6 +192,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
+
+
+def _verdict(verdict: Verdict) -> _Page:
+    good, reason = verdict()
+    return _Page(_line({"ok": good, "reason": reason}), 200 if good else 503)
 
 
 def _line(answer: dict[str, Any]) -> bytes:

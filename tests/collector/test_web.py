@@ -162,7 +162,7 @@ def test_nonsense_gets_an_answer_or_none_and_harms_nobody(daemon: Daemon, reques
     assert daemon.request("GET", "/healthz").status_code == 200
 
 
-def test_our_own_error_is_answered_and_reported(daemon: Daemon) -> None:
+def test_a_state_that_is_no_json_is_answered_and_reported(daemon: Daemon) -> None:
     daemon.state = {"feeds": {1: 2}}  # JSON has no keys that are numbers
 
     answer = daemon.request("GET", "/status.json")
@@ -170,6 +170,16 @@ def test_our_own_error_is_answered_and_reported(daemon: Daemon) -> None:
     assert (answer.status_code, answer.json()) == (500, {"error": "TypeError while answering"})
     assert [type(error) for error in daemon.errors] == [TypeError]
     assert daemon.request("GET", "/healthz").status_code == 200
+
+
+def test_our_own_error_is_not_taken_for_a_lost_client(daemon: Daemon) -> None:
+    def full_disk() -> tuple[bool, str]:
+        raise OSError(28, "No space left on device")
+
+    daemon.server.ready = full_disk
+
+    assert daemon.request("GET", "/readyz").status_code == 500
+    assert [str(error) for error in daemon.errors] == ["[Errno 28] No space left on device"]
 
 
 def test_clients_that_dawdle_block_nobody(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
