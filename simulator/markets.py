@@ -264,7 +264,7 @@ class Market:
         best, facing = side.nth(0), other.nth(0)
         tick = self.tick(best)
         price = best - tick if side.name == "ask" else best + tick
-        if price == facing:
+        if price <= facing if side.name == "ask" else price >= facing:
             self._trade_through(other, side, 1)
         else:
             self._set(side, price, self._volume(price))
