@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,9 @@ pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is no
 
 
 def make(*arguments: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    # Not with the flags of the make that may have started this test.
+    # Not with the flags and variables of the make that may have started this test.
     return subprocess.run(
-        ["env", "-u", "MAKEFLAGS", "-u", "MAKELEVEL", "make", *arguments],
+        ["env", "-u", "MAKEFLAGS", "-u", "MAKELEVEL", "-u", "PYTHON", "make", *arguments],
         cwd=folder,
         capture_output=True,
         text=True,
@@ -55,7 +56,8 @@ def test_another_version_of_python_does_not_fit(fresh: Path, version: str) -> No
     python = fresh / "python"
     # An interpreter whose version_info is another one.
     python.write_text(
-        f"""#!/bin/sh\nshift\nexec python3 -c "import sys; sys.version_info = ({numbers}); $1"\n""", encoding="utf-8"
+        f"""#!/bin/sh\nshift\nexec {sys.executable} -c "import sys; sys.version_info = ({numbers}); $1"\n""",
+        encoding="utf-8",
     )
     python.chmod(0o755)
 
@@ -68,7 +70,7 @@ def test_another_version_of_python_does_not_fit(fresh: Path, version: str) -> No
 def test_a_virtual_environment_that_fits_is_left_alone(fresh: Path) -> None:
     bin_ = fresh / ".venv" / "bin"
     bin_.mkdir(parents=True)
-    (bin_ / "python").write_text('#!/bin/sh\nexec python3 "$@"\n', encoding="utf-8")
+    (bin_ / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n', encoding="utf-8")
     (bin_ / "python").chmod(0o755)
     (bin_ / "pip").write_text(f"#!{bin_}/python\n", encoding="utf-8")
     pins = subprocess.run(
@@ -84,7 +86,7 @@ def test_a_virtual_environment_that_fits_is_left_alone(fresh: Path) -> None:
 def test_a_virtual_environment_of_another_folder_is_not_kept(fresh: Path) -> None:
     bin_ = fresh / ".venv" / "bin"
     bin_.mkdir(parents=True)
-    (bin_ / "python").symlink_to(shutil.which("python3") or "python3")
+    (bin_ / "python").symlink_to(sys.executable)
     (bin_ / "pip").write_text("#!/somewhere/else/.venv/bin/python\n", encoding="utf-8")
 
     result = make(".venv", "PYTHON=/no/such/python", folder=fresh)
