@@ -107,10 +107,7 @@ class Metrics:
 
         Its counters stay, the sums must close.
         """
-        try:
-            self.last_data_timestamp.remove(*feed)
-        except KeyError:
-            return  # it never had data
+        self.last_data_timestamp.remove(*feed)
 
     def count_frames(self, exchange: str, **outcomes: int) -> None:
         """Add frames by outcome: `count_frames("upbit", received=12, stored=11, duplicate=1)`.
