@@ -1,0 +1,153 @@
+"""A YAML file as plain data, with the line of every key, and every reading mistake told in one line.
+
+Only what settings need: mappings with text keys, lists, scalars. A key that is written twice, which YAML readers usually let
+pass, is a mistake here, because the first value would be lost in silence.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+# Where a value stands: keys and list positions from the top, `("exchanges", "upbit", "markets", 0)`.
+Place = tuple[str | int, ...]
+
+_MAP = "tag:yaml.org,2002:map"
+_SEQ = "tag:yaml.org,2002:seq"
+
+
+class Mistake(NamedTuple):
+    """One thing a person has to mend: where it was written, which setting it is about, and what is wrong with it."""
+
+    source: str
+    place: Place
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.source}: {dotted(self.place)}: {self.text}" if self.place else f"{self.source}: {self.text}"
+
+
+class Document(NamedTuple):
+    """What a file holds; `data` is empty when it could not be read, and then `mistakes` is not."""
+
+    data: dict[str, Any]
+    lines: dict[Place, int]
+    mistakes: list[Mistake]
+
+
+def dotted(place: Place) -> str:
+    """Write a place as people do: `exchanges.upbit.markets[1]`."""
+    text = ""
+    for step in place:
+        text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else step
+    return text
+
+
+def read(file: Path) -> Document:
+    """Read a YAML file; never raises: what can't be read is among the mistakes, with its line where there is one."""
+    try:
+        raw = file.read_bytes()
+    except OSError as error:
+        return _unreadable(file, 0, _reason(file, error))
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        return _unreadable(file, raw.count(b"\n", 0, error.start) + 1, "the file is not UTF-8 text; save it as UTF-8")
+    try:
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        return _unreadable(file, mark.line + 1 if mark else 0, _syntax(error))
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        return _unreadable(file, line, f"character {error.character!r} is not allowed in YAML")
+    except RecursionError:
+        return _unreadable(file, 0, "the settings are nested too deeply")
+    if node is None:
+        return _unreadable(file, 0, "the file holds no settings; copy the shipped config/collector.yaml")
+    if not isinstance(node, yaml.MappingNode):
+        kind = "a list" if isinstance(node, yaml.SequenceNode) else "a single value"
+        return _unreadable(file, node.start_mark.line + 1, f"the file holds {kind}; allowed: settings, `name: value`")
+    walk = _Walk(file, loader)
+    return Document(walk.mapping(node, ()), walk.lines, walk.mistakes)
+
+
+class _Walk:
+    """Turns nodes into data, keeping their lines."""
+
+    def __init__(self, file: Path, loader: yaml.SafeLoader) -> None:
+        self.file = file
+        self.loader = loader
+        self.lines: dict[Place, int] = {}
+        self.mistakes: list[Mistake] = []
+        self.open: set[int] = set()  # nodes being walked: an alias to one of them would never end
+
+    def value(self, node: yaml.Node, place: Place) -> Any:
+        if id(node) in self.open:
+            return self.mistake(node, place, "an alias that contains itself is not allowed")
+        if isinstance(node, yaml.MappingNode) and node.tag == _MAP:
+            return self.mapping(node, place)
+        if isinstance(node, yaml.SequenceNode) and node.tag == _SEQ:
+            self.open.add(id(node))
+            items = []
+            for at, item in enumerate(node.value):
+                self.lines[*place, at] = item.start_mark.line + 1
+                items.append(self.value(item, (*place, at)))
+            self.open.discard(id(node))
+            return items
+        if isinstance(node, yaml.ScalarNode):
+            try:
+                return self.loader.construct_object(node)
+            except (yaml.YAMLError, ValueError):  # an unknown tag, a date that does not exist
+                return self.mistake(node, place, f"{node.value!r} can't be read; put text in quotes")
+        return self.mistake(node, place, f"the tag {node.tag!r} is not allowed; allowed: plain YAML without tags")
+
+    def mapping(self, node: yaml.MappingNode, place: Place) -> dict[str, Any]:
+        self.open.add(id(node))
+        found: dict[str, Any] = {}
+        for place_of, key_node, value_node in self.keys(node, place):
+            line = key_node.start_mark.line + 1
+            name = key_node.value
+            if name in found:
+                self.mistake(key_node, place_of, f"{name!r} is written twice; first in line {self.lines[place_of]}")
+                continue
+            self.lines[place_of] = line
+            found[name] = self.value(value_node, place_of)
+        self.open.discard(id(node))
+        return found
+
+    def keys(self, node: yaml.MappingNode, place: Place) -> Iterator[tuple[Place, yaml.ScalarNode, yaml.Node]]:
+        for key_node, value_node in node.value:
+            if isinstance(key_node, yaml.ScalarNode) and key_node.tag == "tag:yaml.org,2002:str":
+                yield (*place, key_node.value), key_node, value_node
+            else:
+                shown = key_node.value if isinstance(key_node, yaml.ScalarNode) else "a list or mapping"
+                self.mistake(key_node, place, f"{shown!r} can't be the name of a setting; allowed: text")
+
+    def mistake(self, node: yaml.Node, place: Place, text: str) -> None:
+        line = node.start_mark.line + 1
+        self.mistakes.append(Mistake(f"{self.file}:{line}", place, text))
+
+
+def _unreadable(file: Path, line: int, text: str) -> Document:
+    return Document({}, {}, [Mistake(f"{file}:{line}" if line else str(file), (), text)])
+
+
+def _reason(file: Path, error: OSError) -> str:
+    match error:
+        case FileNotFoundError():
+            return "there is no such file"
+        case IsADirectoryError():
+            return "this is a directory; allowed: a YAML file"
+        case PermissionError():
+            return "the file may not be read by this user"
+    return f"the file can't be read: {error.strerror}"
+
+
+def _syntax(error: yaml.MarkedYAMLError) -> str:
+    problem = error.problem or error.context or "not YAML"
+    if r"'\t'" in problem:
+        return "a tab where YAML wants spaces; indent with spaces"
+    return "not YAML: " + " ".join(problem.split())
