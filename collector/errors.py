@@ -22,7 +22,11 @@ class ConnectionLost(SourceError):
 
 
 class StaleConnection(ConnectionLost):
-    """Not even a heartbeat arrived for longer than the exchange allows itself."""
+    """Nothing arrived for longer than the exchange allows itself, or data stopped while the connection stayed up."""
+
+
+class BookDiffers(SourceError):
+    """The book that was kept is not the exchange's."""
 
 
 class RateLimited(SourceError):

@@ -6,14 +6,14 @@ complete book, its rows are numbered 1, 2, 3..., and its coverage counts the dat
 frame, a dropped one, a clock that jumped, a lost connection) ends it with its reason, and the next row opens another.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 from collector.budget import Budget
 from collector.clock import Clock
 from collector.config import Exchange
-from collector.errors import BadFrame, SourceError, VenueRefused
+from collector.errors import BadFrame, SourceError, StaleConnection, VenueRefused
 from collector.intake import Intake
 from collector.log import Log
 from collector.metrics import Metrics
@@ -86,6 +86,11 @@ class FeedState:
     gap_since_us: int | None = None
     gap_reason: str = ""
     refused: str = ""
+    probed_at_us: int = 0
+    probe_failures: int = 0
+    compared: bool = False
+    doubted: bool = False  # silent for too long, and no probe could say that nothing was missed
+    patience_us: int = 10_000_000  # silence after which the feed is doubted; grows with every silence that proved real
 
 
 class Controller(Worker):
@@ -100,6 +105,8 @@ class Controller(Worker):
     rising_sequence: ClassVar[bool] = False  # a book whose sequence is not above the last one is a repeat
     text_numbers: ClassVar[bool] = False  # prices and sizes are JSON text, whose digits are kept
     sampled: ClassVar[bool] = False
+    rest_url: ClassVar[str]  # base of the exchange's REST calls
+    listing_path: ClassVar[str]  # the call that lists its markets
     budget_per_s: ClassVar[float] = 10.0  # REST requests all controllers of the exchange may make together
 
     def __init__(self, markets: Sequence[str], setup: Setup, *, generation: int = 1) -> None:
@@ -110,6 +117,7 @@ class Controller(Worker):
             name += f"/{self.transport}"
         super().__init__(name, setup.log, setup.clock, backoff=backoff, generation=generation)
         self.setup = setup
+        self.keys = setup.keys
         self.markets = tuple(markets)
         self.feeds = {
             market: FeedState(Feed(self.exchange, market), OrderBook(trim=not self.text_numbers)) for market in markets
@@ -120,7 +128,7 @@ class Controller(Worker):
         self._records: list[Record] = []
         self._bytes = 0
         self._touched: dict[FeedState, None] = {}
-        self._counts = dict.fromkeys(("received", "duplicate", "ignored"), 0)
+        self._counts = dict.fromkeys(("received", "duplicate", "ignored", "dropped"), 0)
         self._stored = self._rejected = 0
         self._open: dict[int, FeedState] = {}  # epochs the intake knows of
         self._last_received_us = 0
@@ -132,6 +140,11 @@ class Controller(Worker):
     def parse(self, frame: bytes, received_us: int) -> Iterable[Message]:
         """Read one message. Pure: no clock, no I/O, no logger, no state; raises `SourceError` and nothing else."""
         raise NotImplementedError(f"{type(self).__name__} can't read")
+
+    @classmethod
+    def parse_listing(cls, body: bytes) -> list[str]:
+        """Return the markets that trade now, in house form, from the answer to `listing_path`; raises `SourceError`."""
+        raise NotImplementedError(f"{cls.__name__} can't list its markets")
 
     # --- frames -----------------------------------------------------------------------------------------------------
 
@@ -167,6 +180,8 @@ class Controller(Worker):
                 self._reject(frame, at_us, BadFrame(f"market {message.market!r} was not asked for"), None)
                 return []
             data[state] = None
+            if state.doubted:
+                self._after_doubt(state)
             try:
                 self._book(state, message, at_us, rows)
             except BadFrame as error:
@@ -190,6 +205,8 @@ class Controller(Worker):
     def _book(self, state: FeedState, message: Book | BookChange, at_us: int, rows: list[Record]) -> None:
         book = state.book
         sequence = message.sequence
+        if sequence is not None and not 0 <= sequence < 1 << 62:
+            raise BadFrame(f"sequence {sequence} is out of range")
         if isinstance(message, Book):
             if self.rising_sequence and sequence is not None:
                 if state.sequence is not None and sequence <= state.sequence:
@@ -210,6 +227,14 @@ class Controller(Worker):
         elif sequence is None or state.sequence is None or sequence > state.sequence:
             bids, asks = book.apply(message)
             self._row(state, message, bids, asks, False, at_us, rows)
+
+    def _after_doubt(self, state: FeedState) -> None:
+        # Data again after a silence that nobody could explain: what came before it is one thing, what follows another.
+        state.doubted = False
+        self.end_epoch(state, "stale")
+        if self.changes_only:
+            self._counts["dropped"] += 1
+            raise StaleConnection(f"{state.feed.market} may have lost changes while it was silent")
 
     def _row(
         self,
@@ -234,7 +259,6 @@ class Controller(Worker):
         state.totals_fail = mismatch
         received_us = state.opened_us + at_us - state.opened_at_us
         day = received_us // DAY_US
-        changes_bytes = 8 * (len(bids) + len(asks))
         keyframe = opening or self.setup.full_books or day != state.day
         bids_json = levels_json(bids) if bids else None
         asks_json = levels_json(asks) if asks else None
@@ -296,7 +320,7 @@ class Controller(Worker):
         state.opened_at_us = at_us
         state.opened_us = at_us + self._offset_us
         state.n = state.frames = 0
-        state.totals_fail = False
+        state.totals_fail = state.compared = state.doubted = False
         state.marked_at_us = state.confirmed_at_us = at_us
         rows.append(
             EpochOpened(
@@ -441,29 +465,3 @@ class Controller(Worker):
 
 def _text(price: object) -> str | None:
     return None if price is None else f"{price:f}"
-
-
-def levels(pairs: Iterable[tuple[object, object]]) -> Mapping[int | str, int | str]:
-    """Return (price, size) tokens as one side of a book; raises `BadFrame` for a price that stands there twice."""
-    pairs = list(pairs)
-    try:
-        side = dict(pairs)
-    except TypeError:
-        raise BadFrame("a price is not a number") from None
-    if len(side) != len(pairs):
-        raise BadFrame("a price stands in the book twice")
-    return side  # type: ignore[return-value]
-
-
-def venue_us(value: object) -> int | None:
-    """Return an exchange's time in microseconds: seconds, milliseconds or microseconds, told apart by magnitude.
-
-    Exchanges have sent the wrong unit before. None stays None; raises `BadFrame` for what is no whole number.
-    """
-    if value is None:
-        return None
-    if type(value) is not int or not 0 <= value < 10**18:
-        raise BadFrame(f"time {value!r} is not a whole number of seconds, milliseconds or microseconds")
-    if value < 10**11:
-        return value * 1_000_000
-    return value * 1000 if value < 10**14 else value

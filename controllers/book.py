@@ -117,6 +117,7 @@ class Side:
         before = self.levels.get(price)
         if before is None:
             if not value:
+                to_decimal(price)
                 return  # the exchange pads, or removes what was never there
             if value < _ZERO:
                 raise BadFrame(f"size {size!r} at price {price!r} is negative")

@@ -1,0 +1,62 @@
+"""Pieces that venue modules share to read books: sides made of tokens, times told by magnitude."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from collector.errors import BadFrame
+from collector.numbers import Number, is_zero
+
+Levels = dict[Number, Number]
+
+_ZEROS = frozenset((0, "0", "0.0"))
+
+
+def side(entries: Sequence[Any]) -> Levels:
+    """Return entries that have a `price` and a `size` as one side of a book, price to size.
+
+    Raises `BadFrame` where a price stands there twice or is no number.
+    """
+    try:
+        levels = {entry.price: entry.size for entry in entries}
+    except TypeError:
+        raise BadFrame("a price is not a number") from None
+    if len(levels) != len(entries):
+        raise BadFrame("a price stands in the book twice")
+    return levels
+
+
+def pairs(units: Sequence[Any]) -> tuple[Levels, Levels]:
+    """Return units that hold the i-th best bid beside the i-th best ask as (bids, asks).
+
+    A thin side is filled up with price nought: such levels are left out. Raises `BadFrame` as `side` does.
+    """
+    try:
+        return (
+            _unpadded({unit.bid_price: unit.bid_size for unit in units}, len(units)),
+            _unpadded({unit.ask_price: unit.ask_size for unit in units}, len(units)),
+        )
+    except TypeError:
+        raise BadFrame("a price is not a number") from None
+
+
+def _unpadded(levels: Levels, count: int) -> Levels:
+    if len(levels) == count and _ZEROS.isdisjoint(levels):
+        return levels
+    kept = {price: size for price, size in levels.items() if not is_zero(price)}
+    if len(kept) == len(levels):
+        raise BadFrame("a price stands in the book twice")
+    return kept
+
+
+def venue_us(value: object) -> int | None:
+    """Return an exchange's time in microseconds: seconds, milliseconds or microseconds, told apart by magnitude.
+
+    Exchanges have sent the wrong unit before. None stays None; raises `BadFrame` for what is no whole number.
+    """
+    if value is None:
+        return None
+    if type(value) is not int or not 0 <= value < 10**18:
+        raise BadFrame(f"time {value!r} is not a whole number of seconds, milliseconds or microseconds")
+    if value < 10**11:
+        return value * 1_000_000
+    return value * 1000 if value < 10**14 else value

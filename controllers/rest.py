@@ -1,0 +1,135 @@
+"""Base of everything that is polled over REST: a schedule that does not drift, one keep-alive session, errors that pass.
+
+An answer equal to the last one, byte for byte, is dropped before it is decoded. A polled book is covered while answers are at
+most `max(1 s, 3 intervals)` apart; its rows say `sampled`, since what changed between two polls is not known.
+"""
+
+from typing import ClassVar
+
+import requests
+
+from collector.errors import ConnectionLost, RateLimited, SourceError, VenueRefused
+from controllers.base import Controller, Setup
+from controllers.connection import retry_after
+
+
+class RESTController(Controller):
+    """Polls the books of its markets, one after the other, every `poll_interval_s`."""
+
+    transport = "rest"
+    sampled = True
+    timeout_s: ClassVar[float] = 5.0
+
+    def __init__(self, markets: tuple[str, ...], setup: Setup, *, generation: int = 1) -> None:
+        super().__init__(markets, setup, generation=generation)
+        self._interval_us = int(setup.options.poll_interval_s * 1e6)
+        self._apart_us = max(1_000_000, 3 * self._interval_us)
+        self._base = setup.options.endpoint.rest or self.rest_url
+        self._last: dict[str, bytes] = {}
+
+    def request_path(self, market: str) -> str:
+        """Return the path and query of one poll."""
+        raise NotImplementedError(f"{type(self).__name__} does not know what to ask for")
+
+    def run_once(self) -> None:
+        """Poll until `stop` is called; an error is logged and the next poll goes on."""
+        self.anchor()
+        self.log.info("poll_start", interval_s=self._interval_us / 1e6)
+        try:
+            with requests.Session() as session:
+                self._poll_on_schedule(session)
+        finally:
+            self._is_connected(False)
+            self.end_epochs("stop" if self.stopping.is_set() else "disconnect")
+            self._last.clear()
+            self.log.info("poll_stop")
+
+    def _poll_on_schedule(self, session: requests.Session) -> None:
+        due_us = self.clock.monotonic_us()
+        second_us = due_us
+        while not self.stopping.is_set():
+            missed = 0
+            pause_s = 0.0
+            for market in self.markets:
+                if self.stopping.is_set():
+                    return
+                began_us = self.clock.monotonic_us()
+                pause_s = max(pause_s, self._poll_safely(session, market))
+                self.setup.metrics.polled(
+                    self.exchange, duration_s=(self.clock.monotonic_us() - began_us) / 1e6, missed=missed
+                )
+            now_us = self.clock.monotonic_us()
+            if now_us >= second_us:
+                second_us = now_us + 1_000_000
+                self.tick()
+            self._end_what_is_too_old(now_us)
+            self.flush()
+            due_us += self._interval_us
+            if pause_s:
+                due_us = max(due_us, now_us + int(pause_s * 1e6))
+            elif due_us < now_us:  # slots that are past are left out; the rest of the schedule stays where it was
+                missed = (now_us - due_us) // self._interval_us + 1
+                due_us += missed * self._interval_us
+                self.setup.metrics.polls_missed.labels(self.exchange).inc(missed)
+            while due_us > self.clock.monotonic_us() and not self.stopping.is_set():
+                left_us = due_us - self.clock.monotonic_us()
+                self.stopping.wait(max(0.0, min(left_us, 1_000_000) / 1e6))
+                self._end_what_is_too_old(self.clock.monotonic_us())
+                self.beat()
+
+    def _poll_safely(self, session: requests.Session, market: str) -> float:
+        # Returns how long the exchange wants to be left alone.
+        try:
+            self._poll(session, market)
+        except RateLimited as error:
+            self.log.error("poll_error", error=error, market=market)
+            return self.backoff.next_s(error.retry_after_s or 1.0)
+        except SourceError as error:
+            self._is_connected(not isinstance(error, ConnectionLost))
+            self.log.error("poll_error", error=error, market=market)
+        except Exception as error:  # our bug: told with its traceback, and the next poll goes on
+            self.log.exception("poll_unexpected", error=repr(error), market=market)
+        return 0.0
+
+    def _poll(self, session: requests.Session, market: str) -> None:
+        try:
+            response = session.get(self._base + self.request_path(market), timeout=self.timeout_s)
+        except requests.RequestException as error:
+            raise ConnectionLost(f"{type(error).__name__}: {error}") from None
+        at_us = self.clock.monotonic_us()
+        if response.status_code in (418, 429):
+            self._not_data()
+            raise RateLimited(f"HTTP {response.status_code}", retry_after(response.headers))
+        if response.status_code != 200:
+            self._not_data()
+            raise VenueRefused(f"HTTP {response.status_code}: {response.text[:200]!r}")
+        self._is_connected(True)
+        state = self.feeds[market]
+        body = response.content
+        if state.epoch and body == self._last.get(market):
+            self._counts["received"] += 1
+            self._counts["duplicate"] += 1
+            state.frames += 1
+            self._heard_at_us = state.confirmed_at_us = at_us
+            return
+        self._last.pop(market, None)
+        self.handle(body, at_us)
+        if state.epoch:
+            self._last[market] = body
+
+    def _not_data(self) -> None:
+        self._counts["received"] += 1
+        self._counts["ignored"] += 1
+
+    def _end_what_is_too_old(self, now_us: int) -> None:
+        for state in self.feeds.values():
+            if state.epoch and now_us - state.confirmed_at_us > self._apart_us:
+                self.end_epoch(state, "stale")
+                self.flush()
+
+    def _is_connected(self, connected: bool) -> None:
+        if connected != self.connected:
+            self.connected = connected
+            self.setup.metrics.connected.labels(self.exchange).inc(1 if connected else -1)
+
+

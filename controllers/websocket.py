@@ -1,0 +1,320 @@
+"""Base of everything that is heard over a WebSocket: connect, subscribe, receive, keep alive, notice silence, reconnect.
+
+A venue gives its address, its subscribe messages and `parse` (the owner's `getWSUrl`, `getMessage`, `handleMessage`);
+everything else here does nothing unless the venue asks for it.
+"""
+
+import contextlib
+import queue
+import threading
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
+from urllib.parse import urlsplit
+
+import requests
+
+from collector.errors import BookDiffers, ConnectionLost, SourceError, StaleConnection, VenueRefused
+from collector.records import Book, EpochVerdict, Refused, Reply
+from controllers.base import Controller, FeedState, Setup
+from controllers.book import OrderBook
+from controllers.connection import Connection
+from controllers.frames import CLOSE, PING, PONG, close_reason
+
+FIRST_BOOK_US = 10_000_000  # a market without a book for so long after subscribing is worth a warning
+PATIENCE_US_MAX = 300_000_000  # a feed that says nothing for so long is doubted again, however quiet it was before
+PROBE_GRACE_US = 3_000_000  # a REST book may be ahead of the socket by as much
+PROBE_BOOKS_MAX = 256
+
+
+class WSController(Controller):
+    """One connection that carries one market, or several."""
+
+    transport = "websocket"
+    url: ClassVar[str]
+    keepalive_text: ClassVar[str | None] = None  # sent every `keepalive_s`; its answer proves the connection
+    keepalive_s: ClassVar[float] = 10.0
+    ping_s: ClassVar[float | None] = None  # protocol pings of ours
+    stale_s: ClassVar[float] = 60.0  # not one frame, heartbeats included, for so long: the connection is dead
+
+    def __init__(self, markets: tuple[str, ...], setup: Setup, *, generation: int = 1) -> None:
+        super().__init__(markets, setup, generation=generation)
+        self._connection: Connection | None = None
+        self._stale_us = int((setup.options.stale_s or self.stale_s) * 1e6)
+        self._probe: Probe | None = None
+
+    # --- what a venue says ------------------------------------------------------------------------------------------
+
+    def subscribe_messages(self, markets: Iterable[str]) -> Iterable[str]:
+        """Return the text frames that subscribe to the books of these markets."""
+        raise NotImplementedError(f"{type(self).__name__} can't subscribe")
+
+    def address(self) -> str:
+        """Return where to connect to; a venue that signs its address overrides this."""
+        return self.setup.options.endpoint.websocket or self.url
+
+    def refused(self, error: VenueRefused) -> None:
+        """Take note that the exchange refused the connection itself; raises the error unless there is another way."""
+        raise error
+
+    def probe_path(self, market: str) -> str | None:
+        """Return the REST path of a complete book to compare ours with; None: a silent feed is subscribed to anew."""
+        return None
+
+    def parse_probe(self, market: str, body: bytes) -> Book:
+        """Read the answer to `probe_path`. Pure, raises `SourceError` only."""
+        raise NotImplementedError(f"{type(self).__name__} can't probe")
+
+    # --- the connection ---------------------------------------------------------------------------------------------
+
+    def run_once(self) -> None:
+        """Connect, subscribe and listen until the connection ends or `stop` is called."""
+        reason = "stop"
+        self.anchor()
+        connection = self._connect()
+        self._connection = connection
+        if self.stopping.is_set():
+            connection.close()
+            return
+        try:
+            self.connected = True
+            self.setup.metrics.connected.labels(self.exchange).inc()
+            self.log.info("connect", url=_without_query(self.address()))
+            for text in self.subscribe_messages(self.markets):
+                connection.send_text(text)
+            self.log.info("subscribe", markets=",".join(self.markets))
+            self._listen(connection)
+        except StaleConnection:
+            reason = "stale"
+            raise
+        except BookDiffers:
+            reason = "probe"
+            raise
+        except SourceError:
+            reason = "disconnect"
+            if not self.stopping.is_set():
+                raise
+            reason = "stop"
+        finally:
+            self._connection = None
+            self.connected = False
+            self._probe = None
+            self.setup.metrics.connected.labels(self.exchange).dec()
+            self.end_epochs(reason)
+            connection.close()
+            self.log.info("close", reason=reason)
+
+    def stop(self) -> None:
+        """Ask the controller to end and wake it out of its wait."""
+        super().stop()
+        connection = self._connection
+        if connection is not None:
+            with contextlib.suppress(OSError):  # it may be gone already
+                connection.abort()
+
+    def after_rejection(self) -> None:
+        """Ask for a fresh connection where only that brings a complete book."""
+        if self.changes_only:
+            raise ConnectionLost("a message was rejected; a complete book comes only with a new subscription")
+
+    def _connect(self) -> Connection:
+        try:
+            connection = Connection(self.address())
+        except VenueRefused as error:
+            self.setup.metrics.connects.labels(self.exchange, "refused").inc()
+            self.refused(error)
+            connection = Connection(self.address())
+        except SourceError:
+            self.setup.metrics.connects.labels(self.exchange, "failed").inc()
+            raise
+        self.setup.metrics.connects.labels(self.exchange, "ok").inc()
+        return connection
+
+    def _listen(self, connection: Connection) -> None:
+        now_us = self.clock.monotonic_us()
+        self._heard_at_us = now_us
+        for state in self.feeds.values():
+            state.first_wait_us, state.refused = now_us, ""
+        second_us = keepalive_us = ping_us = now_us
+        while not self.stopping.is_set():
+            arrived = connection.receive()
+            now_us = self.clock.monotonic_us()
+            for opcode, payload in arrived:
+                if opcode < CLOSE:
+                    for ask in self.handle(payload, now_us):
+                        self._obey(ask, connection)
+                elif opcode == PING:
+                    self._heard_at_us = now_us
+                    connection.send_pong(payload)
+                elif opcode == PONG:
+                    self._heard_at_us = now_us
+                else:
+                    raise ConnectionLost(f"the server closed the connection: {close_reason(payload)}")
+            if arrived:
+                self.flush()
+            if now_us >= second_us:
+                second_us = now_us + 1_000_000
+                self.tick()
+                self._watch(now_us)
+            if self.keepalive_text is not None and now_us >= keepalive_us:
+                keepalive_us = now_us + int(self.keepalive_s * 1e6)
+                connection.send_text(self.keepalive_text)
+            if self.ping_s is not None and now_us >= ping_us:
+                ping_us = now_us + int(self.ping_s * 1e6)
+                connection.send_ping()
+
+    def _obey(self, ask: object, connection: Connection) -> None:
+        if isinstance(ask, Reply):
+            connection.send_text(ask.text)
+        elif isinstance(ask, Refused):
+            refused = [self.feeds[ask.market]] if ask.market in self.feeds else list(self.feeds.values())
+            for state in refused:
+                if not state.epoch:
+                    state.refused = ask.detail
+            self.log.error("api_error", error=ask.detail, market=ask.market)
+            if all(state.refused for state in self.feeds.values()):
+                raise VenueRefused(f"the exchange refused the subscription: {ask.detail}")
+
+    def _watch(self, now_us: int) -> None:
+        silent_us = now_us - self._heard_at_us
+        if silent_us > self._stale_us:
+            raise StaleConnection(f"not one frame for {silent_us / 1e6:.0f} s")
+        for state in self.feeds.values():
+            if state.first_wait_us is not None and now_us - state.first_wait_us > FIRST_BOOK_US:
+                state.first_wait_us = None
+                self.log.warning("silent", market=state.feed.market, seconds=FIRST_BOOK_US // 1_000_000)
+        if self._probe is not None:
+            self._judge(self._probe, now_us)
+        else:
+            self._doubt(now_us)
+
+    # --- doubts: a heartbeat is no data, so a silent feed is compared with the REST book -----------------------------
+
+    def _doubt(self, now_us: int) -> None:
+        interval_us = int(self.setup.options.probe_interval_s * 1e6) if self.changes_only else 0
+        for state in self.feeds.values():
+            if not state.epoch:
+                continue
+            silent_us = now_us - state.confirmed_at_us
+            wait_us = now_us - max(state.probed_at_us, state.opened_at_us)
+            if state.probe_failures:
+                due = wait_us > 1_000_000
+            else:
+                due = silent_us > state.patience_us or bool(interval_us and wait_us >= interval_us)
+            if not due:
+                continue
+            path = self.probe_path(state.feed.market)
+            if path is None:
+                state.patience_us = min(PATIENCE_US_MAX, 2 * silent_us)
+                raise StaleConnection(f"{state.feed.market} was silent for {silent_us / 1e6:.0f} s; subscribing anew")
+            state.probed_at_us = now_us
+            base = self.setup.options.endpoint.rest or self.rest_url
+            self._probe = Probe(self, state, base + path)
+            return
+
+    def _judge(self, probe: "Probe", now_us: int) -> None:
+        state = probe.state
+        outcome = probe.outcome(now_us)
+        if outcome is None:
+            return
+        self._probe = None
+        self.setup.metrics.probes.labels(self.exchange, outcome).inc()
+        if outcome == "agreed":
+            state.probe_failures = 0
+            state.doubted = False
+            state.patience_us = min(PATIENCE_US_MAX, max(state.patience_us, 2 * (now_us - state.confirmed_at_us)))
+            state.confirmed_at_us = max(state.confirmed_at_us, probe.asked_at_us)
+            self._touched[state] = None
+            if not state.compared:
+                state.compared = True
+                if self.changes_only:
+                    self._records.append(EpochVerdict(state.epoch, "compared"))
+                self.log.info("probe_agreed", market=state.feed.market)
+        elif outcome == "failed":
+            self.log.warning("probe_failed", market=state.feed.market, error=probe.error)
+            if state.epoch == probe.epoch and now_us - state.confirmed_at_us > state.patience_us:
+                state.doubted = True
+                state.probe_failures += 1
+                if state.probe_failures >= 2:
+                    state.probe_failures = 0
+                    raise StaleConnection(f"{state.feed.market} is silent, and its REST book can't be had")
+        else:
+            state.probe_failures += 1
+            self.log.warning("probe_differs", market=state.feed.market, times=state.probe_failures)
+            if state.probe_failures >= 2:
+                state.probe_failures = 0
+                if now_us - state.confirmed_at_us > state.patience_us:
+                    raise StaleConnection(f"{state.feed.market} is silent while its REST book moves")
+                raise BookDiffers(f"the REST book of {state.feed.market} differs twice; starting from a fresh one")
+
+    def _book(self, state: FeedState, message: Any, at_us: int, rows: list[Any]) -> None:
+        super()._book(state, message, at_us, rows)
+        if self._probe is not None and self._probe.state is state:
+            self._probe.note()
+
+
+class Probe:
+    """One request for a complete book, made by a thread of its own so that receiving never waits for it.
+
+    Our book may be ahead of the answer or behind it: every state it went through since the request counts, and for a grace
+    after the answer those that follow.
+    """
+
+    def __init__(self, controller: WSController, state: FeedState, url: str) -> None:
+        self.state = state
+        self.epoch = state.epoch
+        self.asked_at_us = controller.clock.monotonic_us()
+        self.error = ""
+        self._controller = controller
+        self._seen = [state.book.as_numbers()]
+        self._answers: queue.SimpleQueue[Book | str] = queue.SimpleQueue()
+        self._answer: Any = None
+        self._answered_at_us = 0
+        threading.Thread(target=self._ask, args=(url,), name=f"{controller.name}/probe", daemon=True).start()
+
+    def note(self) -> None:
+        """Remember the book as it is now."""
+        self._seen.append(self.state.book.as_numbers())
+        del self._seen[:-PROBE_BOOKS_MAX]
+
+    def outcome(self, now_us: int) -> str | None:
+        """Return `agreed`, `differed`, `failed`, or None while it is open."""
+        if self.state.epoch != self.epoch:
+            self.error = "the subscription ended meanwhile"
+            return "failed"
+        if self._answer is None:
+            try:
+                answer = self._answers.get_nowait()
+            except queue.Empty:
+                return None
+            if isinstance(answer, str):
+                self.error = answer
+                return "failed"
+            self._answer = _numbers(answer)
+            self._answered_at_us = now_us
+        if self._answer in self._seen:
+            return "agreed"
+        return "differed" if now_us - self._answered_at_us > PROBE_GRACE_US else None
+
+    def _ask(self, url: str) -> None:
+        controller = self._controller
+        try:
+            if not controller.setup.budget.wait(controller.stopping):
+                return
+            response = requests.get(url, timeout=5)
+            if response.status_code != 200:
+                self._answers.put(f"HTTP {response.status_code}")
+                return
+            self._answers.put(controller.parse_probe(self.state.feed.market, response.content))
+        except (requests.RequestException, SourceError) as error:
+            self._answers.put(str(error))
+
+
+def _numbers(book: Book) -> tuple[Mapping[Any, Any], Mapping[Any, Any]]:
+    other = OrderBook(trim=False)
+    other.replace(book)
+    return other.as_numbers()
+
+
+def _without_query(url: str) -> str:
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}{parts.path}"

@@ -1,0 +1,351 @@
+"""The SQLite store, writing side: one connection, one writer, whole batches in single transactions.
+
+WAL with `synchronous=FULL`: what a commit took survives SIGKILL and power cut. Rows of a batch go in by one statement over
+`json_each`: every `sqlite3_step` lets go of the interpreter's lock, and a step a row is what a busy collector is slowed down
+by most. Writing the same batch twice leaves it there once.
+"""
+
+import fcntl
+import os
+import re
+import sqlite3
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+import msgspec
+
+from collector.errors import NotOurs, StorageBusy, StorageCorrupt, StorageError, StorageFull
+from collector.records import (
+    BookRow,
+    CoverageMark,
+    Delivery,
+    EpochEnded,
+    EpochOpened,
+    EpochVerdict,
+    Event,
+    Record,
+    Rejected,
+)
+
+APPLICATION_ID = 0x434F4C4C  # "COLL"
+MIGRATIONS = Path(__file__).parent / "migrations"
+WAL_BYTES_MAX = 32 << 20
+
+_INSERT_BOOK = """
+INSERT INTO book (id, at_us, lag_us, sequence, flags, bids, asks)
+SELECT (? + json_extract(value, '$[0]')) << 32 | json_extract(value, '$[1]'),
+       json_extract(value, '$[2]'), json_extract(value, '$[3]'), json_extract(value, '$[4]'),
+       json_extract(value, '$[5]'), json_extract(value, '$[6]'), json_extract(value, '$[7]')
+FROM json_each(?) WHERE true
+ON CONFLICT DO NOTHING
+"""
+_UPDATE_COVERAGE = """
+UPDATE coverage SET heard_until_us = max(heard_until_us, ?), confirmed_until_us = max(confirmed_until_us, ?),
+                    frames = max(frames, ?)
+WHERE epoch = ?
+"""
+
+_encode = msgspec.json.Encoder().encode
+_T = TypeVar("_T")
+
+
+def migrations() -> list[tuple[int, str]]:
+    """Return the numbered schema steps as (number, SQL), in order."""
+    found = []
+    for path in sorted(MIGRATIONS.glob("*.sql")):
+        number = re.match(r"(\d{4})_", path.name)
+        if number:
+            found.append((int(number[1]), path.read_text("utf-8")))
+    return found
+
+
+SCHEMA_VERSION = migrations()[-1][0]
+
+
+class SQLiteStore:
+    """The store as the writer uses it, from one thread at a time.
+
+    `open` raises `NotOurs` for a file that is no database of this program, is from a newer version, or belongs to a collector
+    that is running; `StorageError` where the path can't be used. Nothing on disk is changed in these cases.
+    """
+
+    def __init__(self, path: Path, *, collector_id: str, version: str, run_uid: str, started_us: int) -> None:
+        self.path = path
+        self.collector_id, self.version, self.run_uid, self.started_us = collector_id, version, run_uid, started_us
+        self._lock: IO[bytes] | None = None
+        self._db: sqlite3.Connection | None = None
+        self._run = 0
+        self._epoch_base = 0
+        self._feeds: dict[tuple[str, str, str], int] = {}
+
+    # --- opening ----------------------------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Take the writer's lock, look at the file, bring its schema up to date and note this run."""
+        self._check_before_anything_is_written()
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._take_lock()
+            self._db = self._connect()
+            self._migrate(self._db)
+            self._begin_run(self._db)
+        except OSError as error:
+            self.release()
+            raise StorageError(
+                f"{self.path} can't be written: {error.strerror or error}; give the directory to the user the collector "
+                "runs as, or set storage.path (DB_PATH)"
+            ) from None
+        except sqlite3.Error as error:
+            self.release()
+            raise _translate(error, self.path) from None
+        except StorageError:
+            self.release()
+            raise
+
+    def _check_before_anything_is_written(self) -> None:
+        if not self.path.exists():
+            return
+        if self.path.is_dir():
+            raise NotOurs(f"{self.path} is a directory; set storage.path (DB_PATH) to a file")
+        try:
+            with self.path.open("rb") as file:
+                head = file.read(100)
+        except OSError as error:
+            raise StorageError(f"{self.path} can't be read: {error.strerror}; give it to the collector's user") from None
+        if not head:
+            return
+        if not head.startswith(b"SQLite format 3\x00") or len(head) < 100:
+            raise NotOurs(f"{self.path} is not an SQLite database; set storage.path (DB_PATH) to another file")
+        if int.from_bytes(head[68:72], "big") != APPLICATION_ID:
+            raise NotOurs(f"{self.path} is a database of another program; set storage.path (DB_PATH) to another file")
+        version = int.from_bytes(head[60:64], "big")
+        if version > SCHEMA_VERSION:
+            raise NotOurs(_newer(self.path, version))
+
+    def _take_lock(self) -> None:
+        lock = self.path.with_name(self.path.name + ".lock").open("ab")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            raise NotOurs(
+                f"{self.path} is in use by another collector; stop that one, or set storage.path (DB_PATH) to another file"
+            ) from None
+        self._lock = lock
+
+    def _connect(self) -> sqlite3.Connection:
+        db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=5.0)
+        if not db.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchone():
+            db.execute("PRAGMA auto_vacuum = INCREMENTAL")  # only possible in a file without pages
+            db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = FULL")
+        db.execute(f"PRAGMA journal_size_limit = {WAL_BYTES_MAX}")
+        db.execute("PRAGMA foreign_keys = ON")
+        db.execute("PRAGMA temp_store = MEMORY")
+        return db
+
+    def _migrate(self, db: sqlite3.Connection) -> None:
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        if version > SCHEMA_VERSION:
+            raise NotOurs(_newer(self.path, version))
+        for number, sql in migrations():
+            if number > version:
+                db.executescript(f"BEGIN;\n{sql}\nPRAGMA user_version = {number};\nCOMMIT;")
+
+    def _begin_run(self, db: sqlite3.Connection) -> None:
+        def begin() -> None:
+            db.execute(
+                "INSERT INTO run (uid, collector_id, version, epoch_base, started_us, alive_us) "
+                "SELECT ?, ?, ?, (SELECT coalesce(max(id), 0) FROM epoch), ?, ? WHERE true ON CONFLICT DO NOTHING",
+                (self.run_uid, self.collector_id, self.version, self.started_us, self.started_us),
+            )
+
+        self._transaction(begin)
+        row = db.execute("SELECT id, epoch_base FROM run WHERE uid = ?", (self.run_uid,)).fetchone()
+        self._run, self._epoch_base = row
+
+    # --- writing ----------------------------------------------------------------------------------------------------
+
+    def write(self, deliveries: Sequence[Delivery], now_us: int) -> None:
+        """Commit the deliveries, all of them or none.
+
+        Raises `StorageBusy` or `StorageFull` where the same call may succeed later, `StorageCorrupt` where only a person can
+        help. After an error nothing of the deliveries is in the store, or (a commit whose outcome is unknown) all of it is.
+        """
+        records = [record for delivery in deliveries for record in delivery.records]
+        self._transaction(lambda: self._write(records, now_us))
+
+    def _write(self, records: Sequence[Record], now_us: int) -> None:
+        db = self._require()
+        base = self._epoch_base
+        kinds: dict[type, list[Any]] = {}
+        for record in records:
+            kinds.setdefault(type(record), []).append(record)
+        for opened in kinds.get(EpochOpened, ()):
+            self._open_epoch(db, opened)
+        rows = kinds.get(BookRow)
+        if rows:
+            rows.sort(key=_epoch_of)  # neighbours in the tree go in side by side; n rises within an epoch already
+            db.execute(_INSERT_BOOK, (base, _encode(rows).decode()))
+        marks: dict[int, CoverageMark] = {mark.epoch: mark for mark in kinds.get(CoverageMark, ())}
+        db.executemany(
+            _UPDATE_COVERAGE,
+            [
+                (mark.heard_until_us, mark.confirmed_until_us, mark.frames, base + mark.epoch)
+                for mark in marks.values()
+            ],
+        )
+        verdicts: list[EpochVerdict] = kinds.get(EpochVerdict, [])
+        db.executemany("UPDATE epoch SET verdict = ? WHERE id = ?", [(v.verdict, base + v.epoch) for v in verdicts])
+        ended: list[EpochEnded] = kinds.get(EpochEnded, [])
+        db.executemany(
+            "UPDATE epoch SET ended_us = ?, reason = ? WHERE id = ?", [(e.ended_us, e.reason, base + e.epoch) for e in ended]
+        )
+        db.executemany("UPDATE coverage SET reason = ? WHERE epoch = ?", [(e.reason, base + e.epoch) for e in ended])
+        rejected: list[Rejected] = kinds.get(Rejected, [])
+        db.executemany(
+            "INSERT INTO rejected (run, exchange, market, received_us, reason, frame) VALUES (?, ?, ?, ?, ?, ?)",
+            [(self._run, r.exchange.upper(), r.market, r.received_us, r.reason, r.frame) for r in rejected],
+        )
+        events: list[Event] = kinds.get(Event, [])
+        db.executemany(
+            "INSERT INTO event (run, time_us, level, tag, text) VALUES (?, ?, ?, ?, ?)",
+            [(self._run, e.time_us, e.level, e.tag, e.text) for e in events],
+        )
+        db.execute("UPDATE run SET alive_us = ? WHERE id = ?", (now_us, self._run))
+
+    def _open_epoch(self, db: sqlite3.Connection, opened: EpochOpened) -> None:
+        feed = self._feed(db, opened.exchange, opened.market, opened.channel)
+        epoch = self._epoch_base + opened.epoch
+        db.execute(
+            "INSERT INTO epoch (id, run, feed, transport, depth, verdict, opened_us) VALUES (?, ?, ?, ?, ?, ?, ?) "
+            "ON CONFLICT DO NOTHING",
+            (epoch, self._run, feed, opened.transport, opened.depth, opened.verdict, opened.opened_us),
+        )
+        db.execute(
+            "INSERT INTO coverage (epoch, from_us, heard_until_us, confirmed_until_us, frames) VALUES (?, ?, ?, ?, 0) "
+            "ON CONFLICT DO NOTHING",
+            (epoch, opened.opened_us, opened.opened_us, opened.opened_us),
+        )
+
+    def _feed(self, db: sqlite3.Connection, exchange: str, market: str, channel: str) -> int:
+        known = self._feeds.get((exchange, market, channel))
+        if known is not None:
+            return known
+        symbol, _, currency = market.partition("-")
+        exchange_id = _id(db, "exchange", {"name": exchange})
+        market_id = _id(db, "market", {"symbol": symbol, "currency": currency})
+        feed = _id(db, "feed", {"exchange": exchange_id, "market": market_id, "channel": channel})
+        self._feeds[exchange, market, channel] = feed
+        return feed
+
+    def _transaction(self, work: Callable[[], None]) -> None:
+        db = self._require()
+        feeds = dict(self._feeds)
+        try:
+            db.execute("BEGIN IMMEDIATE")
+            work()
+            db.execute("COMMIT")
+        except sqlite3.Error as error:
+            self._feeds = feeds  # ids given out in a transaction that did not happen
+            self._roll_back()
+            raise _translate(error, self.path) from None
+        except BaseException:
+            self._feeds = feeds
+            self._roll_back()
+            raise
+
+    def _roll_back(self) -> None:
+        db = self._require()
+        if db.in_transaction:
+            try:
+                db.execute("ROLLBACK")
+            except sqlite3.Error:
+                # SQLite rolled back by itself, or the connection is beyond that: a new one starts clean.
+                db.close()
+                self._db = self._connect()
+
+    # --- the rest ---------------------------------------------------------------------------------------------------
+
+    def in_transaction(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
+        """Run maintenance work in a transaction of the writer's own connection and return its result."""
+        results: list[_T] = []
+        self._transaction(lambda: results.append(work(self._require())))
+        return results[0]
+
+    @property
+    def connection(self) -> sqlite3.Connection:
+        """The writer's connection, for maintenance that makes transactions of its own."""
+        return self._require()
+
+    def sizes(self) -> tuple[int, int]:
+        """Return the bytes of the database file and of its write-ahead log."""
+        return _size(self.path), _size(self.path.with_name(self.path.name + "-wal"))
+
+    def close_run(self, now_us: int) -> None:
+        """Note that this run ended in order."""
+        self._transaction(
+            lambda: self._require().execute(
+                "UPDATE run SET closed_us = ?, alive_us = ? WHERE id = ?", (now_us, now_us, self._run)
+            )
+        )
+
+    def release(self) -> None:
+        """Close the file and give the lock back."""
+        if self._db is not None:
+            self._db.close()
+            self._db = None
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def _require(self) -> sqlite3.Connection:
+        if self._db is None:
+            raise StorageError(f"{self.path} is not open")
+        return self._db
+
+
+def _newer(path: Path, version: int) -> str:
+    return (
+        f"{path} is from a newer collector (schema {version}, this one knows {SCHEMA_VERSION}); install that version, or set "
+        "storage.path (DB_PATH) to another file"
+    )
+
+
+def _epoch_of(row: BookRow) -> int:
+    return row.epoch
+
+
+def _id(db: sqlite3.Connection, table: str, key: dict[str, object]) -> int:
+    where = " AND ".join(f"{column} = ?" for column in key)
+    row = db.execute(f"SELECT id FROM {table} WHERE {where}", tuple(key.values())).fetchone()
+    if row is None:
+        marks = ", ".join("?" * len(key))
+        row = db.execute(
+            f"INSERT INTO {table} ({', '.join(key)}) VALUES ({marks}) RETURNING id", tuple(key.values())
+        ).fetchone()
+    return int(row[0])
+
+
+def _size(path: Path) -> int:
+    try:
+        return os.stat(path).st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _translate(error: sqlite3.Error, path: Path) -> StorageError:
+    name = getattr(error, "sqlite_errorname", "") or ""
+    text = f"{path}: {error}"
+    if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+        return StorageBusy(text)
+    if name.startswith("SQLITE_FULL"):
+        return StorageFull(f"{text}; free some space, the collector goes on by itself")
+    if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
+        return StorageCorrupt(f"{text}; restore a backup, or move the file away and start anew")
+    if name.startswith(("SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_NOMEM", "SQLITE_INTERRUPT")):
+        return StorageBusy(text)
+    return StorageError(text)
+
