@@ -390,14 +390,8 @@ class Reader:
                     yield item
 
     def _book_at(self, epoch: Epoch, time_us: int) -> BookAt | Gap:
-        book: BookAt | None = None
-        gap: Gap | None = None
-        for item in self._replay(epoch, time_us, time_us, in_force=True):
-            if isinstance(item, BookAt):
-                book, gap = item, None
-            elif book is None or (item.from_us or 0) < time_us:
-                gap = item
-        return gap or book or Gap("missing", epoch.from_us, epoch.until_us)
+        *_, answer = self._replay(epoch, time_us, time_us, in_force=True)  # the last word counts
+        return answer
 
     def _replay(self, epoch: Epoch, lower_us: int, upper_us: int, *, in_force: bool) -> Iterator[BookAt | Gap]:
         # The books of one epoch received from lower to upper, both included; with `in_force` the one that stood at
@@ -405,7 +399,7 @@ class Reader:
         opened_us = epoch.opened_us
         lower, upper = lower_us - opened_us, upper_us - opened_us
         first_id, last_id = epoch.ids
-        newest = self._last_row(epoch, lower_us)
+        newest = self._last_row(epoch, lower_us - 1)
         if newest is not None:
             (keyframe,) = self._one(_KEYFRAME_BEFORE, first_id, newest)
             first_id = keyframe or first_id
@@ -416,21 +410,23 @@ class Reader:
         waiting: BookAt | None = None
         for row_id, at_us, lag_us, sequence, flags, bids_text, asks_text in self._rows(first_id, last_id):
             if at_us > upper:
-                whole = whole and row_id == expected
+                if row_id != expected and known_until_us < upper_us:
+                    whole, waiting = False, None
                 break
+            if row_id != expected:
+                whole, waiting = False, None
             received_us = opened_us + at_us
             try:
                 if flags & KEYFRAME:
                     bids.replace(bids_text)
                     asks.replace(asks_text)
-                    if not (whole and row_id == expected) and received_us > known_until_us:
+                    if not whole and received_us > known_until_us:
                         yield Gap("missing", known_until_us, received_us)
                     whole = True
-                elif whole and row_id == expected:
+                elif whole:
                     bids.apply(bids_text)
                     asks.apply(asks_text)
                 else:
-                    whole, waiting = False, None
                     continue
             except StorageCorrupt as error:
                 raise StorageCorrupt(f"{self.path}: book {epoch.id}/{row_id & N_MAX}: {error}") from None
@@ -457,7 +453,7 @@ class Reader:
             yield book
         if waiting is not None:
             yield waiting
-        if not whole and known_until_us < epoch.until_us:
+        if not whole:
             yield Gap("missing", known_until_us, self._next_keyframe_us(epoch, upper_us))
 
     # --- rows -------------------------------------------------------------------------------------------------------
@@ -496,7 +492,7 @@ class Reader:
         high = last[0]
         while high - found > 1:
             middle = (found + high) // 2
-            row_id, row_at_us = self._one(_FIRST, middle, high)
+            row_id, row_at_us = self._one(_FIRST, middle, last[0])
             if row_at_us <= at_us:
                 found = row_id
             else:

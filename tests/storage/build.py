@@ -43,8 +43,8 @@ class Builder:
         self.db.execute("INSERT OR IGNORE INTO exchange (name) VALUES (?)", (exchange,))
         self.db.execute("INSERT OR IGNORE INTO market (symbol, currency) VALUES (?, ?)", (symbol, currency))
         self.db.execute(
-            "INSERT OR IGNORE INTO feed (exchange, market, channel) SELECT x.id, m.id, ? FROM exchange AS x, market AS m "
-            "WHERE x.name = ? AND m.symbol = ? AND m.currency = ?",
+            "INSERT OR IGNORE INTO feed (exchange, market, channel) SELECT x.id, m.id, ? "
+            "FROM exchange AS x, market AS m WHERE x.name = ? AND m.symbol = ? AND m.currency = ?",
             (channel, exchange, symbol, currency),
         )
         row = self.db.execute(
