@@ -1,11 +1,11 @@
 """The settings: what can be set, its type, unit, default and meaning, all in the one place the models below are.
 
-Validation, `docs/configuration.md`, the editor schema and `check` follow from the models. `load` finds every mistake in one
-run and says where each was written. A value is taken from the command line, else the environment, else `.env`, else the YAML
-file, else the default; one that is empty counts as not written.
+Validation, `docs/configuration.md`, the editor schema and `check` follow from the models. `load` finds every mistake in
+one run and says where each was written. A value is taken from the command line, else the environment, else `.env`, else
+the YAML file, else the default; one that is empty counts as not written.
 
-Secrets come from the environment or `.env` only. They are kept apart from the settings, so that nothing that prints settings
-can print them.
+Secrets come from the environment or `.env` only. They are kept apart from the settings, so that nothing that prints
+settings can print them.
 """
 
 import difflib
@@ -188,8 +188,7 @@ class Exchange(Section):
         60,
         ge=0,
         le=86_400,
-        description="Seconds between two comparisons of a book kept from changes with a complete one asked for over REST; "
-        "0 means never.",
+        description="Seconds between two comparisons of a book kept from changes with a complete one over REST; 0 means never.",
     )
     stale_s: float | None = Field(
         None,
@@ -336,9 +335,9 @@ def load(
 ) -> Settings:
     """Read, merge and validate all settings.
 
-    *path* is the YAML file; without it `COLLECTOR_CONFIG`, else `config/collector.yaml`. *flags* are values from the command
-    line by dotted path (`{"storage.path": "x.sqlite"}`); None and "" count as not given. A flag for `markets` stands above
-    the markets of single exchanges too. *known* is every exchange the program has, with its transports.
+    *path* is the YAML file; without it `COLLECTOR_CONFIG`, else `config/collector.yaml`. *flags* are values from the
+    command line by dotted path (`{"storage.path": "x.sqlite"}`); None and "" count as not given. A flag for `markets`
+    stands above the markets of single exchanges too. *known* is every exchange the program has, with its transports.
 
     Raises `ConfigError` that names all mistakes, one a line; it never holds a secret.
     """
@@ -408,7 +407,8 @@ def json_schema() -> dict[str, Any]:
 
 
 def _or_empty(setting: dict[str, Any]) -> dict[str, Any]:
-    outside = {name: setting.pop(name) for name in ("default", "description", "title") if name in setting}
+    setting.pop("title", None)  # the key again, in capitals
+    outside: dict[str, Any] = {name: setting.pop(name) for name in ("default", "description") if name in setting}
     options = setting.pop("anyOf", None) or [setting]
     return {**outside, "anyOf": [*(option for option in options if option != {"type": "null"}), {"type": "null"}]}
 
@@ -447,7 +447,7 @@ class _Raw:
             del self.sources[below]
 
     def source(self, place: Place) -> str:
-        """Tell where the value at *place* was written: a value without a place of its own came with what is above it."""
+        """Tell where the value at *place* was written; one without a place of its own came with what is above it."""
         while place and place not in self.sources:
             if self.value(place, absent=True) is None:
                 return "default"
@@ -670,7 +670,7 @@ def _market_meant(text: str) -> str | None:
     return meant if re.search(_MARKET, meant) else None
 
 
-# --- what one setting alone does not show ------------------------------------------------------------------------------
+# --- what one setting alone does not show -----------------------------------------------------------------------------
 
 
 def _cross_checks(

@@ -1,7 +1,7 @@
 """A YAML file as plain data, with the line of every key, and every reading mistake told in one line.
 
-Only what settings need: mappings with text keys, lists, scalars. A key that is written twice, which YAML readers usually let
-pass, is a mistake here, because the first value would be lost in silence.
+Only what settings need: mappings with text keys, lists, scalars. A key that is written twice, which YAML readers usually
+let pass, is a mistake here, because the first value would be lost in silence.
 """
 
 from collections.abc import Iterator

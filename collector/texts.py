@@ -1,0 +1,117 @@
+"""What the log says, in Korean and English.
+
+A text is found by its key. `{fields}` are filled from the details of the event; details without a field follow the text
+as `key=value`, so a text names only what its sentence needs.
+"""
+
+from collections.abc import Iterable
+from string import Formatter
+from typing import Literal
+
+Language = Literal["ko", "en"]
+
+# key: (Korean, English)
+TEXTS: dict[str, tuple[str, str]] = {
+    # a connection
+    "connect": ("WebSocket 연결", "WebSocket connected"),
+    "subscribe": ("구독 요청", "subscribing"),
+    "collect_start": ("데이터 수집 시작", "collecting started"),
+    "first_data": ("첫 데이터 수신", "first data received"),
+    "ws_error": ("WebSocket 에러: {error}", "WebSocket error: {error}"),
+    "api_error": ("API 에러: {error}", "API error: {error}"),
+    "parse_failed": ("메시지 처리 중 예외: {error}", "exception while reading a message: {error}"),
+    "close": ("WebSocket 연결 종료", "WebSocket closed"),
+    "retry": ("연결 실패: {error}; 재연결 대기", "connection failed: {error}; waiting to reconnect"),
+    "reconnect": ("재연결 시도", "reconnecting"),
+    "key_refused": (
+        "거래소가 API 키를 거부하여 키 없이 연결: {error}",
+        "the exchange refused the API key, connecting without it: {error}",
+    ),
+    "rate_limited": ("요청 제한에 걸려 대기", "rate limited, waiting"),
+    "silent": ("구독했으나 데이터 없음", "subscribed, but no data"),
+    "stale": ("수신이 끊겨 재연결", "nothing is heard any more, reconnecting"),
+    # polling
+    "poll_start": ("폴링 스레드 시작", "polling thread started"),
+    "poll_stop": ("폴링 스레드 종료", "polling thread stopped"),
+    "poll_error": ("폴링 API 에러: {error}", "API error while polling: {error}"),
+    "poll_unexpected": ("폴링 중 처리되지 않은 예외: {error}", "unhandled exception while polling: {error}"),
+    "poll_recovered": ("폴링 복구", "polling works again"),
+    # the truth of the data
+    "rejected": ("해석할 수 없는 메시지를 원본 그대로 보관: {reason}", "message not understood, kept raw: {reason}"),
+    "crossed": ("매수호가가 매도호가 이상인 호가창, 표시하여 저장", "crossed book, stored with its flag"),
+    "checksum_mismatch": (
+        "호가 합계가 거래소의 값과 다름, 표시하여 저장",
+        "the sums of the book are not the exchange's, stored with its flag",
+    ),
+    "probe_agreed": ("REST 호가와 일치", "the book agrees with REST"),
+    "probe_failed": ("REST 호가 확인 실패: {error}", "the book could not be compared with REST: {error}"),
+    "probe_differs": ("REST 호가와 불일치", "the book differs from REST"),
+    "clock_step": ("시스템 시계가 바뀌어 새 구간 시작", "the clock of this machine was set, a new epoch starts"),
+    "no_space": ("저장 대기 공간 부족으로 데이터 누락", "no room left for waiting data, data is dropped"),
+    # why an epoch ended
+    "epoch_disconnect": ("구간 종료: 연결 끊김", "epoch ended: disconnected"),
+    "epoch_stale": ("구간 종료: 수신 없음", "epoch ended: nothing was heard"),
+    "epoch_sequence": ("구간 종료: 순번 불일치", "epoch ended: sequence broken"),
+    "epoch_checksum": ("구간 종료: 체크섬 불일치", "epoch ended: checksum mismatch"),
+    "epoch_rejected": ("구간 종료: 해석 불가 메시지", "epoch ended: a message was rejected"),
+    "epoch_probe": ("구간 종료: REST 호가와 불일치", "epoch ended: the book differed from REST"),
+    "epoch_stop": ("구간 종료: 정지", "epoch ended: stopped"),
+    "epoch_crash": ("구간 종료: 비정상 종료", "epoch ended: crashed"),
+    "epoch_clock": ("구간 종료: 시계 변경", "epoch ended: the clock was set"),
+    "epoch_no_space": ("구간 종료: 공간 부족", "epoch ended: no space"),
+    "epoch_superseded": ("구간 종료: 새 연결로 교체", "epoch ended: superseded by a new connection"),
+    # the daemon
+    "daemon_start": ("수집기 시작", "collector started"),
+    "daemon_stop": ("수집기 종료", "collector stopped"),
+    "stop_asked": ("종료 요청 수신", "asked to stop"),
+    "stop_at_once": ("두 번째 종료 요청, 즉시 종료", "asked to stop a second time, leaving at once"),
+    "config_reloaded": ("설정 다시 읽음", "configuration reloaded"),
+    "config_refused": ("설정을 적용할 수 없음: {error}", "the configuration can't be applied: {error}"),
+    "reload_unsupported": (
+        "실행 중 설정 변경은 지원하지 않음, 재시작 필요",
+        "settings can't be changed while running, restart the collector",
+    ),
+    "metrics_on": ("메트릭 포트 열림", "metrics port open"),
+    "metrics_port_taken": (
+        "메트릭 포트를 열 수 없어 메트릭 없이 수집 계속",
+        "the metrics port can't be opened, collecting goes on without it",
+    ),
+    "log_lost": ("로그를 기록하지 못한 동안 누락된 줄", "lines lost while the log could not be written"),
+    # workers
+    "worker_failed": ("예상하지 못한 예외: {error}", "unexpected exception: {error}"),
+    "worker_died": ("작업 스레드 비정상 종료: {worker}", "worker died: {worker}"),
+    "worker_restarted": ("작업 스레드 재시작: {worker}", "worker restarted: {worker}"),
+    "worker_stuck": ("작업 스레드 응답 없음: {worker}", "worker is stuck: {worker}"),
+    "worker_abandoned": ("멈추지 않는 작업 스레드를 포기: {worker}", "worker does not stop and is abandoned: {worker}"),
+    # the store
+    "store_opened": ("저장소 열림", "store opened"),
+    "store_migrated": ("저장소 스키마 갱신", "store migrated"),
+    "store_newer": (
+        "더 새로운 버전의 저장소, 수집기 업데이트 필요",
+        "the store is from a newer version, update the collector",
+    ),
+    "store_not_ours": ("수집기의 데이터베이스가 아님", "the file is no database of the collector"),
+    "store_in_use": ("다른 수집기가 사용 중인 저장소", "the store is in use by another collector"),
+    "writer_failed": ("저장 실패, 보관 후 재시도: {error}", "writing failed, kept for another try: {error}"),
+    "writer_recovered": ("저장 복구", "writing works again"),
+    "writer_died": ("저장 스레드 비정상 종료", "the writer died"),
+    "writer_abandoned": ("멈추지 않는 저장 스레드를 포기", "the writer does not stop and is abandoned"),
+    "retention": ("보관 기간이 지난 데이터 삭제", "data beyond its retention deleted"),
+    "backup": ("백업 완료", "backup written"),
+    "backup_failed": ("백업 실패: {error}", "backup failed: {error}"),
+    "export": ("내보내기 완료", "export written"),
+    "export_failed": ("내보내기 실패: {error}", "export failed: {error}"),
+    # what a library logs by itself
+    "library": ("{text}", "{text}"),
+}
+
+
+def template(key: str, language: Language) -> str:
+    """Return the text of a key; a key that is not in the catalogue stands for itself, since logging never raises."""
+    pair = TEXTS.get(key)
+    return key if pair is None else pair[0 if language == "ko" else 1]
+
+
+def fields(text: str) -> Iterable[str]:
+    """Return the names of the `{fields}` of a text, in their order."""
+    return [name for _, name, _, _ in Formatter().parse(text) if name]
