@@ -289,29 +289,28 @@ class Reader:
                 return
             first_id = page[-1][0] + 1
 
-    def rows_about(
-        self, exchange: str, market: str | None = None, start_us: int | None = None, end_us: int | None = None
-    ) -> int:
-        """Return about how many updates a range holds, from the numbers at its ends; for progress bars."""
+    def timeline(self, feed: StoredFeed) -> list[Segment | Gap]:
+        """Return who speaks for a feed when, as the ledger has it at this moment."""
+        return timeline(self._epochs(feed))
+
+    def rows_about(self, parts: Iterable[Segment | Gap], start_us: int | None = None, end_us: int | None = None) -> int:
+        """Return about how many updates a timeline holds, from the numbers at the ends; for progress bars."""
         total = 0
-        for feed in self._book_feeds(exchange, market):
-            for part in timeline(self._epochs(feed)):
-                if isinstance(part, Gap):
-                    continue
-                lower, upper = _bounds(part, start_us, end_us)
-                if lower > upper:
-                    continue
-                last = self._last_row(part.epoch, upper)
-                if last is not None:
-                    first = self._last_row(part.epoch, lower - 1)
-                    total += last - (part.epoch.ids[0] if first is None else first)
+        for part in parts:
+            lower_us, upper_us = _bounds(part, start_us, end_us) if isinstance(part, Segment) else (1, 0)
+            if isinstance(part, Gap) or lower_us > upper_us:
+                continue
+            last = self._last_row(part.epoch, upper_us)
+            if last is not None:
+                first = self._last_row(part.epoch, lower_us - 1)
+                total += last - (part.epoch.ids[0] if first is None else first)
         return total
 
     # --- books ------------------------------------------------------------------------------------------------------
 
     def book_at(self, exchange: str, market: str, time_us: int) -> BookAt | Gap:
         """Return the exact book of a moment, or the gap the moment lies in."""
-        for part in timeline(self._epochs(self._book_feed(exchange, market))):
+        for part in self.timeline(self._book_feed(exchange, market)):
             if isinstance(part, Segment):
                 if part.after_us < time_us <= part.epoch.until_us:
                     return self._book_at(part.epoch, time_us)
@@ -358,36 +357,37 @@ class Reader:
         overlapped, its book of that moment is given first (under its own, earlier time) if it differs from the last
         one.
         """
-        feeds = self._book_feeds(exchange, market)  # here and not in the generator, so that a wrong name fails at once
-        return self._books(feeds, start_us, end_us, gaps)
+        feeds = self.book_feeds(exchange, market)  # here and not in the generator: a wrong name fails at once
+        items = (item for feed in feeds for item in self.replay(self.timeline(feed), start_us, end_us))
+        return items if gaps else (item for item in items if not isinstance(item, Gap))
 
-    def _books(
-        self, feeds: list[StoredFeed], start_us: int | None, end_us: int | None, gaps: bool
+    def replay(
+        self, parts: Iterable[Segment | Gap], start_us: int | None = None, end_us: int | None = None
     ) -> Iterator[BookAt | Gap]:
-        for feed in feeds:
-            last: BookAt | None = None
-            for part in timeline(self._epochs(feed)):
-                if isinstance(part, Gap):
-                    gap = clip(part, start_us, end_us) if gaps else None
+        """Yield the books and gaps of one feed's timeline: what `books` does, for a timeline that is known already."""
+        last: BookAt | None = None
+        for part in parts:
+            if isinstance(part, Gap):
+                gap = clip(part, start_us, end_us)
+                if gap is not None:
+                    yield gap
+                continue
+            lower_us, upper_us = _bounds(part, start_us, end_us)
+            if lower_us > upper_us:
+                continue
+            taking_over = part.takes_over and last is not None
+            for item in self._replay(part.epoch, lower_us, upper_us, in_force=taking_over):
+                if isinstance(item, Gap):
+                    gap = clip(item, lower_us, upper_us)
                     if gap is not None:
                         yield gap
                     continue
-                lower_us, upper_us = _bounds(part, start_us, end_us)
-                if lower_us > upper_us:
-                    continue
-                taking_over = part.takes_over and last is not None
-                for item in self._replay(part.epoch, lower_us, upper_us, in_force=taking_over):
-                    if isinstance(item, Gap):
-                        gap = clip(item, lower_us, upper_us) if gaps else None
-                        if gap is not None:
-                            yield gap
+                if taking_over:
+                    taking_over = False
+                    if item.received_us < lower_us and last is not None and _same_book(item, last):
                         continue
-                    if taking_over:
-                        taking_over = False
-                        if item.received_us < lower_us and last is not None and _same_book(item, last):
-                            continue
-                    last = item
-                    yield item
+                last = item
+                yield item
 
     def _book_at(self, epoch: Epoch, time_us: int) -> BookAt | Gap:
         *_, answer = self._replay(epoch, time_us, time_us, in_force=True)  # the last word counts
@@ -520,11 +520,12 @@ class Reader:
             epochs.append(Epoch(*[*told, opened_us, from_us, until_us, min(confirmed_us, until_us), frames, reason]))
         return sorted(epochs, key=lambda epoch: (epoch.from_us, epoch.id))
 
-    def _book_feeds(self, exchange: str, market: str | None) -> list[StoredFeed]:
+    def book_feeds(self, exchange: str | None = None, market: str | None = None) -> list[StoredFeed]:
+        """Return the order-book feeds, as `feeds` does."""
         return [feed for feed in self.feeds(exchange, market) if feed.channel == ORDERBOOK]
 
     def _book_feed(self, exchange: str, market: str) -> StoredFeed:
-        feeds = self._book_feeds(exchange, market)
+        feeds = self.book_feeds(exchange, market)
         if not feeds:
             raise UnknownFeed(f"{self.path} holds no order books of {exchange.upper()} {market.upper()}")
         return feeds[0]
