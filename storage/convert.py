@@ -133,9 +133,10 @@ class DataConverter:
     ) -> Receipt:
         """Write the complete book at every update to a file and return the receipt, which is written beside it.
 
-        `format` is an array (`json`), a line an object (`ndjson`), or a line a level (`csv`). `mode="levels"` gives an object a level with the owner's seven names. `numbers` writes prices and
-        volumes as bare JSON numbers of the same digits. A name that ends in `.gz` is compressed; `-` is standard
-        output, which gets no receipt file. `progress` is called with the books done and the fraction of the work.
+        `format` is an array (`json`), a line an object (`ndjson`), or a line a level (`csv`). `mode="levels"` gives
+        an object a level, with the seven names of the view `orderbook`. `numbers` writes prices and volumes as bare
+        JSON numbers of the same digits. A name that ends in `.gz` is compressed; `-` is standard output, which gets no
+        receipt file. `progress` is called with the books done and the fraction of the work.
         """
         start_us, end_us = moment_us(start), moment_us(end)
         form = _form(format, mode, numbers)
