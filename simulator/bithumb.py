@@ -87,7 +87,7 @@ class Bithumb(Upbit):
         side, sign = (book.asks, 1) if asks_too else (book.bids, -1)
         facing = units(book.bids[0][0] if asks_too else book.asks[0][0])
         prices = [facing, *(units(price) for price, _ in side)]
-        for i in range(book.n % 4, len(side)):
+        for i in range(book.n // 10 % 4, len(side)):
             price = prices[i + 1] - sign * self.markets[market].tick(prices[i + 1])
             if (price - prices[i]) * sign > 0:
                 dusted = (*side[:i], (plain(price), "0"), *side[i:])

@@ -181,18 +181,18 @@ class Connection:
 
     def start(self, work: Coroutine[Any, Any, None]) -> None:
         """Run something beside the connection; it ends with it."""
-        task = asyncio.get_running_loop().create_task(self._guarded(work))
+        task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._finished)
 
-    async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
-        try:
-            await work
-        except ConnectionError:
+    def _finished(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, ConnectionError):
             self.abort("the client went away")
-        except Exception as e:  # our own bug or a full disk: the client must not be left with half a simulator
-            log.exception("connection %s of %s is cut", self.id, self.venue.name)
-            self.abort(f"error in the simulator: {e!r}")
+        elif error is not None:  # our own bug or a full disk: the client must not be left with half a simulator
+            log.error("connection %s of %s is cut", self.id, self.venue.name, exc_info=error)
+            self.abort(f"error in the simulator: {error!r}")
 
     async def close(self, code: int, why: str) -> None:
         """Say goodbye with a close frame."""

@@ -188,9 +188,16 @@ class Gopax(Venue):
         return Message(text, "book", book.bids, book.asks, newest * 1000, self._entry)
 
     def snapshots(self, s: Subscription, fresh: bool) -> Sequence[Message]:
-        """Send the book; now and then a change follows that the snapshot already holds, of the same entryId."""
+        """Send the book; now and then a change follows that the snapshot already holds, of the same entryId.
+
+        With the fault `early_change` the next change of the market overtakes the snapshot.
+        """
         sent = [self.book_frame(s, self.shown(s.market), True)]
         market = self.markets[s.market]
+        if self.faults.take("early_change", self.name, s.market):
+            while not self.advance(market).changes:
+                continue
+            return sent
         if self._entry % 3 == 0:
             gone = self._unknown(market.book)
             self._marks[s.market, gone.side, gone.price] = self._entry, market.book.time_us // 1000

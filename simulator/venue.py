@@ -238,9 +238,10 @@ class Venue:
                 due = max(due, loop.time() - 1) + market.random.uniform(1 - jitter, 1 + jitter) / (rate * self.speed)
                 await asyncio.sleep(max(due - loop.time(), 0))
             if not self.faults.active("quiet", self.name, market.name):
-                self._advance(market)
+                self.advance(market)
 
-    def _advance(self, market: Market) -> None:
+    def advance(self, market: Market) -> Step:
+        """Move a market by one step and tell its subscribers."""
         step = market.step()
         self.stepped(market, step)
         for c in list(self.connections):
@@ -248,6 +249,7 @@ class Venue:
             if s is not None and c.socket is not None:
                 for message in self.updates(s, step):
                     c.publish(s, message)
+        return step
 
     async def _room(self, market: str) -> None:
         """Going as fast as it goes: wait for the slowest subscriber, or a moment where there is none."""

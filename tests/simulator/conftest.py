@@ -104,6 +104,7 @@ class Stage:
     def close(self) -> None:
         for client in self._clients:
             client.socket.close(timeout=1)
+            client.socket.shutdown()  # a socket that was cut is not closed by the line before
 
 
 @pytest.fixture
