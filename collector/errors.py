@@ -1,7 +1,8 @@
 """Every error of the collector, by what the caller does next.
 
-`ConfigError` stops the program before anything starts. `SourceError` concerns one connection: the worker waits and tries
-again. `StorageError` concerns the database: the writer holds what it has and tries again, unless only a person can help.
+`ConfigError` stops the program before anything starts. `SourceError` concerns one connection: the worker waits and
+tries again. `StorageError` concerns the database: the writer holds what it has and tries again, unless only a person
+can help.
 """
 
 

@@ -1,8 +1,9 @@
 """The way from controllers to the writer: a bounded hand-over in memory.
 
-Many threads put, one takes. What was taken still counts as held until the writer says it is done with it, so the bound holds
-while the store is slow or away. A full intake refuses data at once (the caller ends its coverage and says so); marks that end
-an epoch are small and always taken. One lock, held for a few list operations once a burst of frames, never while waiting.
+Many threads put, one takes. What was taken still counts as held until the writer says it is done with it, so the bound
+holds while the store is slow or away. A full intake refuses data at once (the caller ends its coverage and says so);
+marks that end an epoch are small and always taken. One lock, held for a few list operations once a burst of frames,
+never while waiting.
 """
 
 import threading
@@ -37,7 +38,9 @@ class Intake:
             self._held_bytes += delivery.size
             self._held_records += len(delivery.records)
             self._waiting_records += len(delivery.records)
-            self._held_frames[delivery.exchange] = self._held_frames.get(delivery.exchange, 0) + delivery.frames + delivery.rejected
+            self._held_frames[delivery.exchange] = (
+                self._held_frames.get(delivery.exchange, 0) + delivery.frames + delivery.rejected
+            )
             enough = self._waiting_records >= self._wake_records
         if enough:
             self._ready.set()

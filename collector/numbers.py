@@ -1,7 +1,7 @@
 """Exact numbers as exchanges write them.
 
-A `Number` is the token of a message, untouched: JSON text and JSON numbers with a fraction or an exponent arrive as `str`,
-JSON integers as `int`. Nothing here ever goes through a float.
+A `Number` is the token of a message, untouched: JSON text and JSON numbers with a fraction or an exponent arrive as
+`str`, JSON integers as `int`. Nothing here ever goes through a float.
 """
 
 import re

@@ -1,7 +1,7 @@
 """What a controller's `parse` yields, and what flows from controllers to the writer.
 
-All of it is immutable. Prices and sizes are the exchange's own tokens (`collector.numbers.Number`) in what `parse` yields,
-and JSON text of `["price","volume"]` strings in what goes to the store.
+All of it is immutable. Prices and sizes are the exchange's own tokens (`collector.numbers.Number`) in what `parse`
+yields, and JSON text of `["price","volume"]` strings in what goes to the store.
 """
 
 from collections.abc import Mapping
@@ -104,9 +104,9 @@ class EpochOpened(msgspec.Struct, frozen=True, gc=False):
 class BookRow(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """One update of a book, as it stands in the store.
 
-    Times are relative, since that is a third of the row: `at_us` counts from the epoch's `opened_us` to receipt, `lag_us`
-    from the exchange's own time to receipt (None where it sends none). `bids` and `asks` are JSON text, None where a side
-    did not change. `flags` is the sum of `KEYFRAME`, `CROSSED`, `CHECKSUM_MISMATCH`, `SAMPLED`.
+    Times are relative, since that is a third of the row: `at_us` counts from the epoch's `opened_us` to receipt,
+    `lag_us` from the exchange's own time to receipt (None where it sends none). `bids` and `asks` are JSON text, None
+    where a side did not change. `flags` is the sum of `KEYFRAME`, `CROSSED`, `CHECKSUM_MISMATCH`, `SAMPLED`.
     """
 
     epoch: int
@@ -168,7 +168,8 @@ Record = EpochOpened | BookRow | CoverageMark | EpochEnded | EpochVerdict | Reje
 class Delivery(msgspec.Struct, frozen=True, gc=False):
     """Records that go to the store together or not at all, with what they account for.
 
-    `frames` is how many received frames of `exchange` become `stored` with this delivery, `rejected` how many are kept raw; `size` is about what it holds in memory, in bytes; `received_us` is the newest frame's time of receipt.
+    `frames` is how many received frames of `exchange` become `stored` with this delivery, `rejected` how many are kept
+    raw; `size` is about what it holds in memory, in bytes; `received_us` is the newest frame's time of receipt.
     """
 
     exchange: str

@@ -1,8 +1,8 @@
 """The supervisor: starts, watches, restarts and stops every worker, and answers signals.
 
 Its tick is plain: read signals, restart the dead, give up on the stuck, tell systemd. It stops in the order data flows:
-sources first, then the writer, which commits what is left. A thread can't be killed; one that does not stop in time is named
-with its stack and abandoned, and what it delivers afterwards is refused.
+sources first, then the writer, which commits what is left. A thread can't be killed; one that does not stop in time is
+named with its stack and abandoned, and what it delivers afterwards is refused.
 """
 
 import queue
@@ -35,8 +35,8 @@ class _Slot:
 class Supervisor:
     """Runs workers until a signal, or `stop`, ends it.
 
-    `writer` is the last to stop; it is never replaced while it lives, since nobody else may write. `watchdog_s` is how long
-    the writer may go without finishing a cycle before systemd is no longer told that all is well.
+    `writer` is the last to stop; it is never replaced while it lives, since nobody else may write. `watchdog_s` is how
+    long the writer may go without finishing a cycle before systemd is no longer told that all is well.
     """
 
     def __init__(
@@ -150,7 +150,9 @@ class Supervisor:
             self._replace_soon(slot, "died")
         elif now_us - worker.beat_us > self._stuck_us:
             stack = worker.abandon()
-            self.log.error("worker_stuck", worker=worker.name, seconds=(now_us - worker.beat_us) // 1_000_000, stack=stack)
+            self.log.error(
+                "worker_stuck", worker=worker.name, seconds=(now_us - worker.beat_us) // 1_000_000, stack=stack
+            )
             slot.abandoned.append(worker)
             self._replace_soon(slot, "stuck")
         slot.abandoned = [old for old in slot.abandoned if old.alive]

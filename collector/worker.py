@@ -1,7 +1,7 @@
 """A worker: a named thread with a heartbeat, a state others can read, and a loop that no error leaves.
 
-`run_once` does the work until it is stopped or fails; it is apart from the thread, so tests call it directly. A thread can't
-be killed: `stop` asks, `join` waits, and whoever gives up on one starts another `Worker` under a new generation.
+`run_once` does the work until it is stopped or fails; it is apart from the thread, so tests call it directly. A thread
+can't be killed: `stop` asks, `join` waits, and whoever gives up on one starts another `Worker` under a new generation.
 """
 
 import random
@@ -55,7 +55,9 @@ class Worker:
 
     kind = "worker"
 
-    def __init__(self, name: str, log: Log, clock: Clock, *, backoff: Backoff | None = None, generation: int = 1) -> None:
+    def __init__(
+        self, name: str, log: Log, clock: Clock, *, backoff: Backoff | None = None, generation: int = 1
+    ) -> None:
         self.name = name
         self.log = log
         self.clock = clock
@@ -100,6 +102,14 @@ class Worker:
         frame = sys._current_frames().get(self._thread.ident or 0)
         return "".join(traceback.format_stack(frame)) if frame else ""
 
+    def report(self, problem: object, delay_s: float) -> None:
+        """Log why the last attempt ended and when the next one comes."""
+        self.log.warning("retry", error=problem, attempt=self.backoff.attempt, after_s=round(delay_s, 1))
+
+    def status(self) -> list[dict[str, object]]:
+        """Return a row for each feed this worker hears; none for a worker that hears none."""
+        return []
+
     def _run(self) -> None:
         while not self.stopping.is_set():
             self.state = "running"
@@ -119,7 +129,7 @@ class Worker:
             if self.stopping.is_set():
                 break
             delay_s = self.backoff.next_s(at_least_s)
-            self.log.warning("retry", error=problem, attempt=self.backoff.attempt, after_s=round(delay_s, 1))
+            self.report(problem, delay_s)
             if self.state != "abandoned":
                 self.state = "waiting"
             self.beat()

@@ -1,9 +1,10 @@
-"""What every controller does, whatever the transport: books, epochs, the ledger's marks, and the account of every frame.
+"""What every controller does, whatever the transport: books, epochs, the ledger's marks, an account of every frame.
 
-A frame ends in exactly one bucket: stored (once the writer has committed it), duplicate (it changed nothing), ignored (no
-data), rejected (kept raw), dropped (the intake was full). An epoch is what was heard without a break: it opens with a
-complete book, its rows are numbered 1, 2, 3..., and its coverage counts the data frames since. Whatever breaks it (a rejected
-frame, a dropped one, a clock that jumped, a lost connection) ends it with its reason, and the next row opens another.
+A frame ends in exactly one bucket: stored (once the writer has committed it), duplicate (it changed nothing), ignored
+(no data), rejected (kept raw), dropped (the intake was full). An epoch is what was heard without a break: it opens with
+a complete book, its rows are numbered 1, 2, 3..., and its coverage counts the data frames since. Whatever breaks it (a
+rejected frame, a dropped one, a clock that jumped, a lost connection) ends it with its reason, and the next row opens
+another.
 """
 
 from collections.abc import Iterable, Sequence
@@ -82,6 +83,9 @@ class FeedState:
     day: int = 0
     marked_at_us: int = 0  # the newest time of receipt the ledger knows
     marked_us: int = 0  # when that mark was made
+    total: int = 0  # data frames of all epochs
+    gaps: int = 0
+    lag_us: int | None = None
     first_wait_us: int | None = None  # since when the first book is waited for
     gap_since_us: int | None = None
     gap_reason: str = ""
@@ -195,6 +199,7 @@ class Controller(Worker):
             self._counts["duplicate"] += 1
         for state in data:
             state.frames += 1
+            state.total += 1
             state.confirmed_at_us = at_us
             state.first_wait_us = None
             if rows:
@@ -278,7 +283,7 @@ class Controller(Worker):
             flags |= KEYFRAME
         state.changes_bytes += changes_bytes
         state.n += 1
-        lag_us = None if message.venue_us is None else received_us - message.venue_us
+        lag_us = state.lag_us = None if message.venue_us is None else received_us - message.venue_us
         rows.append(
             BookRow(
                 state.epoch, state.n, at_us - state.opened_at_us, lag_us, message.sequence, flags, bids_json, asks_json
@@ -330,9 +335,10 @@ class Controller(Worker):
         )  # fmt: skip
         if state.gap_since_us is not None:
             self.setup.metrics.uncovered(state.feed, state.gap_reason, (at_us - state.gap_since_us) / 1e6)
-            state.gap_since_us = None
+            gap_s, state.gap_since_us = (at_us - state.gap_since_us) / 1e6, None
+            self.log.info("collect_start", market=state.feed.market, after_s=round(gap_s, 1), reason=state.gap_reason)
         else:
-            self.log.info("first_data", market=state.feed.market)
+            self.log.info("collect_start", market=state.feed.market)
 
     def end_epoch(self, state: FeedState, reason: str) -> None:
         """End the feed's coverage where it was last heard; nothing happens when it is not covered."""
@@ -345,6 +351,7 @@ class Controller(Worker):
         self._records.append(EpochEnded(state.epoch, state.opened_us + heard_at_us - state.opened_at_us, reason))
         self._touched.pop(state, None)
         state.epoch = 0
+        state.gaps += 1
         state.gap_since_us, state.gap_reason = heard_at_us, reason
         self.setup.metrics.epochs.labels(self.exchange, reason).inc()
 
@@ -394,9 +401,7 @@ class Controller(Worker):
             if state.confirmed_at_us:
                 self.setup.metrics.heard(state.feed, state.opened_us + state.confirmed_at_us - state.opened_at_us)
         size = self._bytes + RECORD_BYTES * len(records)
-        delivery = Delivery(
-            self.exchange, self._stored, tuple(records), size, self._rejected, self._last_received_us
-        )
+        delivery = Delivery(self.exchange, self._stored, tuple(records), size, self._rejected, self._last_received_us)
         touched, self._touched = self._touched, {}
         self._stored = self._rejected = self._bytes = 0
         if self.state == "abandoned":
@@ -440,27 +445,30 @@ class Controller(Worker):
     def status(self) -> list[dict[str, object]]:
         """Return the state of each feed, for `/status.json` and the live table."""
         now_us = self.clock.monotonic_us()
-        rows: list[dict[str, object]] = []
-        for state in self.feeds.values():
-            live = bool(state.epoch)
-            age_s = (now_us - state.confirmed_at_us) / 1e6 if state.confirmed_at_us else None
-            rows.append(
-                {
-                    "exchange": self.exchange,
-                    "market": state.feed.market,
-                    "channel": state.feed.channel,
-                    "transport": self.transport,
-                    "state": "refused" if state.refused else "live" if live else self.state if not self.connected else "waiting",
-                    "detail": state.refused or ("" if live else state.gap_reason),
-                    "epoch_frames": state.frames,
-                    "rows": state.n,
-                    "age_s": age_s,
-                    "bid": _text(state.book.bids.best(highest=True)),
-                    "ask": _text(state.book.asks.best(highest=False)),
-                    "generation": self.generation,
-                }
-            )
-        return rows
+        return [
+            {
+                "exchange": self.exchange,
+                "market": state.feed.market,
+                "channel": state.feed.channel,
+                "transport": self.transport,
+                "state": "refused"
+                if state.refused
+                else "live"
+                if state.epoch
+                else "waiting"
+                if self.connected
+                else "down",
+                "detail": state.refused or ("" if state.epoch else state.gap_reason),
+                "frames": state.total,
+                "gaps": state.gaps,
+                "age_s": (now_us - state.confirmed_at_us) / 1e6 if state.confirmed_at_us else None,
+                "lag_s": None if state.lag_us is None else state.lag_us / 1e6,
+                "bid": _text(state.book.bids.best(highest=True)),
+                "ask": _text(state.book.asks.best(highest=False)),
+                "generation": self.generation,
+            }
+            for state in self.feeds.values()
+        ]
 
 
 def _text(price: object) -> str | None:

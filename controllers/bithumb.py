@@ -1,8 +1,9 @@
 """Bithumb (Korea), spot.  Docs: https://apidocs.bithumb.com/reference/호가-orderbook (read 2026-11-21)
 
-Recorded by polling REST (30 levels a side; the default, as the owner wrote it) or over the official WebSocket (15 levels).
-Every message is the whole book. Quirks:
-- times of the socket are microseconds (16 digits) since some day of 2025 or 2026, milliseconds before, REST milliseconds;
+Recorded by polling REST (30 levels a side; the default, as the owner wrote it) or over the official WebSocket (15
+levels). Every message is the whole book. Quirks:
+- times of the socket are microseconds (16 digits) since some day of 2025 or 2026, milliseconds before, REST
+  milliseconds;
 - sizes are rounded to four decimals, so a level may stand at a live price with size 0: it is left out;
 - a thin side is filled up with price 0;
 - errors come with HTTP 200: the body decides;
@@ -20,7 +21,7 @@ from collector.errors import UnknownFrame, VenueRefused
 from collector.numbers import decoder
 from collector.records import Book, Message
 from controllers.base import Controller
-from controllers.levels import pairs, venue_us
+from controllers.levels import decode_any, pairs, shaped, swapped, venue_us
 from controllers.rest import RESTController
 from controllers.websocket import WSController
 
@@ -56,14 +57,9 @@ class _ShortBook(msgspec.Struct, gc=False):
     timestamp: Any = msgspec.field(name="tms", default=None)
 
 
-class _Listed(msgspec.Struct, gc=False):
-    market: str
-
-
 _decode = decoder(_Book)
 _decode_short = decoder(_ShortBook)
 _decode_rest = decoder(list[_Book] | _Book)
-_decode_listing = decoder(list[_Listed])
 
 
 def _book(message: Any, code: str | None) -> Book:
@@ -79,9 +75,10 @@ class _Bithumb(Controller):
     listing_path = "/v1/market/all"
 
     @classmethod
+    @shaped
     def parse_listing(cls, body: bytes) -> list[str]:
-        """Read `[{"market":"KRW-BTC",...},...]`; a listed market trades."""
-        return ["-".join(reversed(row.market.split("-"))) for row in _decode_listing(body)]
+        """Read `[{"market":"KRW-BTC",...},...]`; a market that is not listed does not trade."""
+        return [swapped(row["market"]) for row in decode_any(body)]
 
 
 def _raise_error(error: dict[str, Any]) -> None:
@@ -96,7 +93,7 @@ class BithumbREST(_Bithumb, RESTController):
 
     def request_path(self, market: str) -> str:
         """Return the call for one market: only then it has 30 levels."""
-        return f"/v1/orderbook?markets={'-'.join(reversed(market.split('-')))}"
+        return f"/v1/orderbook?markets={swapped(market)}"
 
     def parse(self, frame: bytes, received_us: int) -> Iterable[Message]:
         """Read one answer: a list of books, or an error in spite of HTTP 200."""
@@ -120,7 +117,7 @@ class BithumbWebSocket(_Bithumb, WSController):
 
     def subscribe_messages(self, markets: Iterable[str]) -> Iterable[str]:
         """Return the one frame that lists every market; a second one would replace it."""
-        codes = ["-".join(reversed(market.split("-"))) for market in markets]
+        codes = [swapped(market) for market in markets]
         request = [{"ticket": str(uuid.uuid4())}, {"type": "orderbook", "codes": codes}, {"format": "DEFAULT"}]
         return [msgspec.json.encode(request).decode()]
 

@@ -1,8 +1,9 @@
 """Order-book keeping: what changed between one message and the next.
 
 A book that comes complete again and again is compared token by token: a level whose tokens did not change costs one
-dictionary look-up, and no number is made of it. Tokens that differ are compared as numbers, so `1.16539E8` and `116539000`
-are one price and `0.10` and `0.1` one size. Within its life in a book a price is always given out in the same spelling.
+dictionary look-up, and no number is made of it. Tokens that differ are compared as numbers, so `1.16539E8` and
+`116539000` are one price and `0.10` and `0.1` one size. Within its life in a book a price is always given out in the
+same spelling.
 """
 
 from bisect import bisect_left
@@ -23,8 +24,8 @@ _ZERO = Decimal(0)
 class Side:
     """The bids or the asks of one market.
 
-    `trim` says that sizes and prices are JSON numbers, of which the value counts and not the digits: `127.0` is given out
-    as `127`. Text keeps its digits. After a `BadFrame` the side is in no defined state: `clear` it.
+    `trim` says that sizes and prices are JSON numbers, of which the value counts and not the digits: `127.0` is given
+    out as `127`. Text keeps its digits. After a `BadFrame` the side is in no defined state: `clear` it.
     """
 
     __slots__ = ("_numbers", "_order", "_spelling", "_trim", "levels", "total")

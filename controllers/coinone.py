@@ -2,7 +2,8 @@
 
 Every frame is the whole book, 16 levels a side; numbers are text. Quirks:
 - asks come worst first on the socket, best first over REST: order is never relied on;
-- the first frame's `timestamp` is about ten seconds old, its `id` is not; a frame whose `id` is not above the last is a repeat;
+- the first frame's `timestamp` is about ten seconds old, its `id` is not; a frame whose `id` is not above the last is a
+  repeat;
 - a wrong pair is acknowledged first, then an error that names no pair follows, and the socket stays open;
 - a socket that sends nothing is cut after a minute: `PING` every 20 s.
 """
@@ -15,7 +16,7 @@ import msgspec
 from collector.errors import BadFrame, UnknownFrame, VenueRefused
 from collector.numbers import decoder
 from collector.records import Book, Message, Refused
-from controllers.levels import side, venue_us
+from controllers.levels import decode_any, listed, shaped, side, venue_us
 from controllers.websocket import WSController
 
 
@@ -61,30 +62,8 @@ class _ShortFrame(msgspec.Struct, gc=False):
     data: _ShortData | None = msgspec.field(name="d", default=None)
 
 
-class _RestBook(msgspec.Struct, gc=False):
-    result: str
-    asks: list[_Level] = []
-    bids: list[_Level] = []
-    error_msg: str = ""
-
-
-class _Listed(msgspec.Struct, gc=False):
-    quote_currency: str
-    target_currency: str
-    trade_status: int = 1
-    maintenance_status: int = 0
-
-
-class _Listing(msgspec.Struct, gc=False):
-    result: str
-    markets: list[_Listed] = []
-    error_msg: str = ""
-
-
 _decode = decoder(_Frame)
 _decode_short = decoder(_ShortFrame)
-_decode_rest = decoder(_RestBook)
-_decode_listing = decoder(_Listing)
 _CONTROL = frozenset(("CONNECTED", "SUBSCRIBED", "UNSUBSCRIBED", "PONG"))
 
 
@@ -134,21 +113,27 @@ class Coinone(WSController):
         symbol, currency = market.split("-")
         return f"/public/v2/orderbook/{currency}/{symbol}?size=16"
 
+    @shaped
     def parse_probe(self, market: str, body: bytes) -> Book:
-        """Read a REST book; errors come with HTTP 200."""
-        book = _decode_rest(body)
-        if book.result != "success":
-            raise VenueRefused(book.error_msg or book.result)
-        return Book(market, side(book.bids), side(book.asks))
+        """Read a REST book, whose asks come best first."""
+        book = _answer(body)
+        bids = listed((row["price"], row["qty"]) for row in book["bids"])
+        asks = listed((row["price"], row["qty"]) for row in book["asks"])
+        return Book(market, bids, asks)
 
     @classmethod
+    @shaped
     def parse_listing(cls, body: bytes) -> list[str]:
-        """Read the markets priced in KRW, the only ones; errors come with HTTP 200."""
-        listing = _decode_listing(body)
-        if listing.result != "success":
-            raise VenueRefused(listing.error_msg or listing.result)
+        """Read the markets priced in KRW, the only ones, without those that are halted."""
         return [
-            f"{row.target_currency}-{row.quote_currency}".upper()
-            for row in listing.markets
-            if row.trade_status and not row.maintenance_status
+            f"{row['target_currency']}-{row['quote_currency']}".upper()
+            for row in _answer(body)["markets"]
+            if row["trade_status"] and not row["maintenance_status"]
         ]
+
+
+def _answer(body: bytes) -> Any:
+    answer = decode_any(body)
+    if answer["result"] != "success":  # with HTTP 200
+        raise VenueRefused(f"{answer.get('error_code')} {answer.get('error_msg')}")
+    return answer

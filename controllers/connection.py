@@ -1,5 +1,6 @@
 """One WebSocket connection: made and written to by `websocket-client`, read in bursts by `FrameReader`."""
 
+import contextlib
 import socket
 from collections.abc import Mapping
 
@@ -8,7 +9,8 @@ import websocket
 from collector.errors import ConnectionLost, RateLimited, VenueRefused
 from controllers.frames import FrameReader
 
-# A peer that vanished without a word is noticed by the kernel: probes after 15 s of silence, sent data unanswered for 20 s.
+# A peer that vanished without a word is noticed by the kernel: probes after 15 s of silence, sent data unanswered for
+# 20 s.
 _SOCKET_OPTIONS: list[tuple[int, int, int]] = [
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
     (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
@@ -23,8 +25,8 @@ READ_BYTES = 1 << 16
 class Connection:
     """An open socket. Used by one thread, but for `abort`.
 
-    Raises `ConnectionLost` where the connection can't be made or ends, `RateLimited` where the server answers 429 or 418,
-    `VenueRefused` where it refuses this client (401, 403).
+    Raises `ConnectionLost` where the connection can't be made or ends, `RateLimited` where the server answers 429 or
+    418, `VenueRefused` where it refuses this client (401, 403).
     """
 
     def __init__(self, url: str, *, timeout_s: float = 10.0, headers: Mapping[str, str] | None = None) -> None:
@@ -37,16 +39,19 @@ class Connection:
             raise _refusal(error) from None
         except (websocket.WebSocketException, OSError, ValueError) as error:
             raise ConnectionLost(f"could not connect: {error}") from None
+        if self._socket.sock is None:
+            raise ConnectionLost("the connection closed while it was made")
         self._socket.sock.settimeout(1.0)
 
     def receive(self) -> list[tuple[int, bytes]]:
         """Return what has arrived as (opcode, payload); an empty list after a second without a whole frame."""
         try:
-            received = self._socket.sock.recv(READ_BYTES)
+            socket_ = self._socket.sock
+            received = socket_.recv(READ_BYTES) if socket_ is not None else b""
         except TimeoutError:
             return []
-        except (OSError, AttributeError) as error:
-            raise ConnectionLost(str(error) or type(error).__name__) from None
+        except OSError as error:
+            raise ConnectionLost(error.strerror or str(error) or type(error).__name__) from None
         if not received:
             raise ConnectionLost("the server closed the connection without a word")
         return self._reader.feed(received)
@@ -75,17 +80,15 @@ class Connection:
 
     def close(self) -> None:
         """Say goodbye and close the socket, without waiting for the answer."""
-        try:
+        with contextlib.suppress(websocket.WebSocketException, OSError, AttributeError):  # it may be gone already
             self._socket.send_close()
-        except (websocket.WebSocketException, OSError, AttributeError):
-            return self._socket.shutdown()  # it was gone already
         self._socket.shutdown()
 
 
 def _refusal(error: websocket.WebSocketBadStatusException) -> Exception:
     status = error.status_code
     if status in (418, 429):
-        return RateLimited(f"HTTP {status} at the WebSocket handshake", retry_after((error.resp_headers or {})))
+        return RateLimited(f"HTTP {status} at the WebSocket handshake", retry_after(error.resp_headers or {}))
     if status in (401, 403):
         return VenueRefused(f"HTTP {status} at the WebSocket handshake")
     return ConnectionLost(f"HTTP {status} at the WebSocket handshake")

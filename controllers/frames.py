@@ -1,7 +1,7 @@
 """Reading WebSocket frames out of a byte stream, many at a time (RFC 6455, the client's side).
 
-`websocket-client` makes the connection and sends; receiving is done here because it is the hot path: one system call fetches
-whatever has arrived, and every whole frame in it is handed on at once.
+`websocket-client` makes the connection and sends; receiving is done here because it is the hot path: one system call
+fetches whatever has arrived, and every whole frame in it is handed on at once.
 """
 
 import struct

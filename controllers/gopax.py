@@ -13,7 +13,6 @@ import base64
 import hashlib
 import hmac
 from collections.abc import Iterable
-from decimal import Decimal
 from typing import Any
 from urllib.parse import urlencode
 
@@ -22,7 +21,7 @@ import msgspec
 from collector.errors import UnknownFrame, VenueRefused
 from collector.numbers import decoder, to_decimal
 from collector.records import Book, BookChange, Message, Refused, Reply
-from controllers.levels import side, venue_us
+from controllers.levels import decode_any, listed, shaped, side, venue_us
 from controllers.websocket import WSController
 
 
@@ -56,25 +55,7 @@ class _Frame(msgspec.Struct, gc=False):
     request: Any = msgspec.field(name="i", default=None)
 
 
-class _RestEntry(msgspec.Struct, array_like=True, gc=False):
-    id: Any
-    price: Any
-    size: Any
-
-
-class _RestBook(msgspec.Struct, gc=False):
-    ask: list[_RestEntry]
-    bid: list[_RestEntry]
-    sequence: int
-
-
-class _Listed(msgspec.Struct, gc=False):
-    name: str
-
-
 _decode = decoder(_Frame)
-_decode_rest = decoder(_RestBook)
-_decode_listing = decoder(list[_Listed])
 
 
 class Gopax(WSController):
@@ -125,26 +106,27 @@ class Gopax(WSController):
             return (Book(body.market, side(body.bid), side(body.ask), newest, body.max_entry_id),)
         if message.name != "OrderBookEvent":
             raise UnknownFrame(f"n was {message.name!r}")
-        changes = [(entry, {}, side([entry])) for entry in body.ask] + [(entry, side([entry]), {}) for entry in body.bid]
-        changes.sort(key=lambda change: (change[0].venue_us or 0, change[0].entry_id))
-        return [
-            BookChange(body.market, bids, asks, entry.venue_us, entry.entry_id)
-            for entry, bids, asks in changes
-        ]
+        changes = [BookChange(body.market, {}, side([entry]), entry.venue_us, entry.entry_id) for entry in body.ask]
+        changes += [BookChange(body.market, side([entry]), {}, entry.venue_us, entry.entry_id) for entry in body.bid]
+        return sorted(changes, key=lambda change: (change.venue_us or 0, change.sequence or 0))
 
     def probe_path(self, market: str) -> str:
         """Return the path of the complete REST book."""
         return f"/trading-pairs/{market}/book?level=3"
 
+    @shaped
     def parse_probe(self, market: str, body: bytes) -> Book:
-        """Read a REST book; entries are `[id, price, volume, time]`."""
-        book = _decode_rest(body)
-        return Book(market, side(book.bid), side(book.ask), sequence=book.sequence)
+        """Read a REST book, whose entries are `[id, price, volume, time]`."""
+        book = decode_any(body)
+        bids = listed((row[1], row[2]) for row in book["bid"])
+        asks = listed((row[1], row[2]) for row in book["ask"])
+        return Book(market, bids, asks)
 
     @classmethod
+    @shaped
     def parse_listing(cls, body: bytes) -> list[str]:
         """Read the live pairs; their names are in house form already."""
-        return [row.name for row in _decode_listing(body)]
+        return [row["name"] for row in decode_any(body)]
 
 
 def signature(key: str, secret: str, now_ms: int) -> dict[str, str]:

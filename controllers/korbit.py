@@ -1,7 +1,8 @@
 """Korbit, since 2026 Digital X (Korea), spot.  Docs: https://docs.digitalx.miraeasset.com (read 2026-11-21)
 
 Every frame is the whole book, up to 30 levels a side; numbers are text. Quirks:
-- the exchange moved to new hosts and may leave the old ones (`wss://ws-api.korbit.co.kr/v2/public`) any day: `endpoint:`;
+- the exchange moved to new hosts and may leave the old ones (`wss://ws-api.korbit.co.kr/v2/public`) any day:
+  `endpoint:`;
 - requests are always an array, and success is told only when `requestId` is given;
 - `snapshot` is true in the first frame and missing in the others;
 - a halted market sends one book with empty sides and nothing more;
@@ -16,7 +17,7 @@ import msgspec
 from collector.errors import BadFrame, UnknownFrame
 from collector.numbers import decoder
 from collector.records import Book, Message, Refused
-from controllers.levels import side, venue_us
+from controllers.levels import decode_any, listed, shaped, side, venue_us
 from controllers.websocket import WSController
 
 
@@ -47,29 +48,8 @@ class _BookFrame(msgspec.Struct, gc=False):
     status: str | None = None
 
 
-class _RestData(msgspec.Struct, gc=False):
-    asks: list[_Level]
-    bids: list[_Level]
-
-
-class _RestBook(msgspec.Struct, gc=False):
-    data: _RestData
-
-
-class _Listed(msgspec.Struct, gc=False):
-    symbol: str
-    status: str
-
-
-class _Listing(msgspec.Struct, gc=False):
-    success: bool
-    data: list[_Listed] = []
-
-
 _decode = decoder(_Frame)
 _decode_book = decoder(_BookFrame)
-_decode_rest = decoder(_RestBook)
-_decode_listing = decoder(_Listing)
 
 
 class Korbit(WSController):
@@ -123,13 +103,17 @@ class Korbit(WSController):
         """Return the path of the same book over REST."""
         return f"/v2/orderbook?symbol={market.lower().replace('-', '_')}"
 
+    @shaped
     def parse_probe(self, market: str, body: bytes) -> Book:
         """Read `{"success":true,"data":{...}}`."""
-        data = _decode_rest(body).data
-        return Book(market, side(data.bids), side(data.asks))
+        data = decode_any(body)["data"]
+        bids = listed((row["price"], row["qty"]) for row in data["bids"])
+        asks = listed((row["price"], row["qty"]) for row in data["asks"])
+        return Book(market, bids, asks)
 
     @classmethod
+    @shaped
     def parse_listing(cls, body: bytes) -> list[str]:
         """Read the launched pairs."""
-        rows = _decode_listing(body).data
-        return [row.symbol.upper().replace("_", "-") for row in rows if row.status == "launched"]
+        rows = decode_any(body)["data"]
+        return [row["symbol"].upper().replace("_", "-") for row in rows if row["status"] == "launched"]

@@ -1,12 +1,17 @@
 """Pieces that venue modules share to read books: sides made of tokens, times told by magnitude."""
 
-from collections.abc import Sequence
-from typing import Any
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 from collector.errors import BadFrame
-from collector.numbers import Number, is_zero
+from collector.numbers import Number, decoder, is_zero
 
 Levels = dict[Number, Number]
+
+_Read = TypeVar("_Read", bound=Callable[..., Any])
+
+decode_any = decoder(Any)
 
 _ZEROS = frozenset((0, "0", "0.0"))
 
@@ -60,3 +65,31 @@ def venue_us(value: object) -> int | None:
     if value < 10**11:
         return value * 1_000_000
     return value * 1000 if value < 10**14 else value
+
+
+def swapped(market: str) -> str:
+    """Return `KRW-BTC` for `BTC-KRW` and the other way round."""
+    symbol, _, currency = market.partition("-")
+    return f"{currency}-{symbol}"
+
+
+def listed(rows: Iterable[tuple[Any, Any]]) -> Levels:
+    """Return (price, size) rows of a REST answer as one side of a book; raises `BadFrame` as `side` does."""
+    rows = list(rows)
+    levels: Levels = dict(rows)
+    if len(levels) != len(rows):
+        raise BadFrame("a price stands in the book twice")
+    return levels
+
+
+def shaped(read: _Read) -> _Read:
+    """Decorate a reader of REST answers (calls that are rare): another shape than it expects is a `BadFrame`."""
+
+    @functools.wraps(read)
+    def checked(*args: Any) -> Any:
+        try:
+            return read(*args)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise BadFrame(f"the answer has another shape than is known: {error!r}") from None
+
+    return checked  # type: ignore[return-value]

@@ -1,7 +1,7 @@
-"""Base of everything that is polled over REST: a schedule that does not drift, one keep-alive session, errors that pass.
+"""Base of everything that is polled over REST: a schedule that does not drift, one session, errors that pass.
 
-An answer equal to the last one, byte for byte, is dropped before it is decoded. A polled book is covered while answers are at
-most `max(1 s, 3 intervals)` apart; its rows say `sampled`, since what changed between two polls is not known.
+An answer equal to the last one, byte for byte, is dropped before it is decoded. A polled book is covered while answers
+are at most `max(1 s, 3 intervals)` apart; its rows say `sampled`, since what changed between two polls is not known.
 """
 
 from typing import ClassVar
@@ -110,6 +110,7 @@ class RESTController(Controller):
             self._counts["received"] += 1
             self._counts["duplicate"] += 1
             state.frames += 1
+            state.total += 1
             self._heard_at_us = state.confirmed_at_us = at_us
             return
         self._last.pop(market, None)
@@ -131,5 +132,3 @@ class RESTController(Controller):
         if connected != self.connected:
             self.connected = connected
             self.setup.metrics.connected.labels(self.exchange).inc(1 if connected else -1)
-
-

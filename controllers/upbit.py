@@ -18,7 +18,7 @@ import msgspec
 from collector.errors import BadFrame, UnknownFrame, VenueRefused
 from collector.numbers import decoder
 from collector.records import Book, Message
-from controllers.levels import pairs, venue_us
+from controllers.levels import decode_any, listed, pairs, shaped, swapped, venue_us
 from controllers.websocket import WSController
 
 
@@ -58,18 +58,8 @@ class _LongFrame(msgspec.Struct, gc=False):
     total_bid_size: Any = None
 
 
-class _RestBook(msgspec.Struct, gc=False):
-    units: list[_LongUnit] = msgspec.field(name="orderbook_units")
-
-
-class _Listed(msgspec.Struct, gc=False):
-    market: str
-
-
 _decode = decoder(_Frame)
 _decode_long = decoder(_LongFrame)
-_decode_rest = decoder(tuple[_RestBook])
-_decode_listing = decoder(list[_Listed])
 
 
 class Upbit(WSController):
@@ -85,7 +75,7 @@ class Upbit(WSController):
 
     def subscribe_messages(self, markets: Iterable[str]) -> Iterable[str]:
         """Return the one frame that lists every market; a second one would replace it."""
-        codes = ["-".join(reversed(market.split("-"))) for market in markets]
+        codes = [swapped(market) for market in markets]
         request = [{"ticket": str(uuid.uuid4())}, {"type": "orderbook", "codes": codes}, {"format": "SIMPLE"}]
         return [msgspec.json.encode(request).decode()]
 
@@ -111,14 +101,19 @@ class Upbit(WSController):
 
     def probe_path(self, market: str) -> str:
         """Return the path of the same book over REST."""
-        return f"/v1/orderbook?markets={'-'.join(reversed(market.split('-')))}&count=30"
+        return f"/v1/orderbook?markets={swapped(market)}&count=30"
 
+    @shaped
     def parse_probe(self, market: str, body: bytes) -> Book:
         """Read a list of one book, which has the long keys of the socket."""
-        (book,) = _decode_rest(body)
-        return Book(market, *pairs(book.units))
+        (book,) = decode_any(body)
+        units = book["orderbook_units"]
+        bids = listed((unit["bid_price"], unit["bid_size"]) for unit in units)
+        asks = listed((unit["ask_price"], unit["ask_size"]) for unit in units)
+        return Book(market, bids, asks)
 
     @classmethod
+    @shaped
     def parse_listing(cls, body: bytes) -> list[str]:
-        """Read `[{"market":"KRW-BTC",...},...]`; a delisted market is just not in it."""
-        return ["-".join(reversed(row.market.split("-"))) for row in _decode_listing(body)]
+        """Read `[{"market":"KRW-BTC",...},...]`; a market that is not listed does not trade."""
+        return [swapped(row["market"]) for row in decode_any(body)]

@@ -1,4 +1,4 @@
-"""Base of everything that is heard over a WebSocket: connect, subscribe, receive, keep alive, notice silence, reconnect.
+"""Base of everything that is heard over a WebSocket: connect, subscribe, receive, notice silence, reconnect.
 
 A venue gives its address, its subscribe messages and `parse` (the owner's `getWSUrl`, `getMessage`, `handleMessage`);
 everything else here does nothing unless the venue asks for it.
@@ -111,6 +111,11 @@ class WSController(Controller):
             with contextlib.suppress(OSError):  # it may be gone already
                 connection.abort()
 
+    def report(self, problem: object, delay_s: float) -> None:
+        """Log the end of a connection as the owner words it."""
+        key = "api_error" if isinstance(problem, VenueRefused) else "ws_error"
+        self.log.error(key, error=problem, attempt=self.backoff.attempt, after_s=round(delay_s, 1))
+
     def after_rejection(self) -> None:
         """Ask for a fresh connection where only that brings a complete book."""
         if self.changes_only:
@@ -134,6 +139,7 @@ class WSController(Controller):
         self._heard_at_us = now_us
         for state in self.feeds.values():
             state.first_wait_us, state.refused = now_us, ""
+            state.doubted, state.probe_failures = False, 0
         second_us = keepalive_us = ping_us = now_us
         while not self.stopping.is_set():
             arrived = connection.receive()
@@ -255,8 +261,8 @@ class WSController(Controller):
 class Probe:
     """One request for a complete book, made by a thread of its own so that receiving never waits for it.
 
-    Our book may be ahead of the answer or behind it: every state it went through since the request counts, and for a grace
-    after the answer those that follow.
+    Our book may be ahead of the answer or behind it: every state it went through since the request counts, and for a
+    grace after the answer those that follow.
     """
 
     def __init__(self, controller: WSController, state: FeedState, url: str) -> None:

@@ -1,8 +1,9 @@
 """The judge: compares what a store holds with what the simulator says it sent, message by message.
 
-It counts by position, not by time: what an epoch accounts for is exactly the `frames` messages that the simulator sent on that
-subscription from the epoch's first book on. The judge rebuilds those books from the simulator's ledger with code of its own and
-wants each stored row to be the next different one. Everything it did not find accounted for must lie outside coverage.
+It counts by position, not by time: what an epoch accounts for is exactly the `frames` messages that the simulator sent
+on that subscription from the epoch's first book on. The judge rebuilds those books from the simulator's ledger with
+code of its own and wants each stored row to be the next different one. Everything it did not find accounted for must
+lie outside coverage.
 
 It reads the SQLite tables directly and shares nothing with the reader, so that one fault can't hide the other.
 """
@@ -14,11 +15,13 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-# A message may have been on its way when the connection ended: sent, by its ledger time, just before the last one was heard.
+# A message may have been on its way when the connection ended: sent, by its ledger time, just before the last one was
+# heard.
 GRACE_US = 1_500_000
 
 Side = dict[Decimal, Decimal]
 Book = tuple[Side, Side]
+Row = tuple[bool, Side, Side, int | None, int | None]
 
 
 @dataclass
@@ -67,7 +70,7 @@ class _Epoch:
     confirmed_until_us: int
     frames: int
     reason: str | None
-    rows: list[tuple[bool, Side, Side, int | None, int | None]]  # keyframe, bids, asks, venue_us, sequence
+    rows: list[Row]  # keyframe, bids, asks, venue_us, sequence
 
 
 def judge(ledger: Path, database: Path) -> Verdict:
@@ -220,7 +223,7 @@ def _steps(book: Book, message: dict[str, Any], *, first: bool) -> list[Book]:
     return states
 
 
-def _same_stamp(message: dict[str, Any], row: tuple[bool, Side, Side, int | None, int | None]) -> bool:
+def _same_stamp(message: dict[str, Any], row: Row) -> bool:
     sequence, venue_us = message.get("sequence"), message.get("venue_us")
     return (sequence is None or sequence == row[4]) and (venue_us is None or row[3] is None or venue_us == row[3])
 
@@ -233,7 +236,7 @@ def _side(levels: list[list[str]]) -> Side:
     return {Decimal(price): Decimal(size) for price, size in levels}
 
 
-def _states(rows: list[tuple[bool, Side, Side, int | None, int | None]]) -> list[Book]:
+def _states(rows: list[Row]) -> list[Book]:
     """Return the complete book after each row."""
     states: list[Book] = []
     bids: Side = {}
@@ -286,21 +289,20 @@ def _read_store(path: Path, verdict: Verdict) -> dict[tuple[str, str], list[_Epo
             "FROM epoch e JOIN coverage c ON c.epoch = e.id JOIN feed f ON f.id = e.feed "
             "JOIN exchange x ON x.id = f.exchange JOIN market m ON m.id = f.market ORDER BY e.id"
         ):
-            epoch = _Epoch(*row[:7], rows=_rows(db, row[0], row[2], verdict))
-            feeds.setdefault((row[7], row[8]), []).append(epoch)
+            *facts, exchange, market = row
+            epoch = _Epoch(*facts, rows=_rows(db, facts[0], facts[2], verdict))
+            feeds.setdefault((exchange, market), []).append(epoch)
         return feeds
     finally:
         db.close()
 
 
-def _rows(
-    db: sqlite3.Connection, epoch: int, opened_us: int, verdict: Verdict
-) -> list[tuple[bool, Side, Side, int | None, int | None]]:
+def _rows(db: sqlite3.Connection, epoch: int, opened_us: int, verdict: Verdict) -> list[Row]:
     rows = []
     expected = 1
     for id_, at_us, lag_us, sequence, flags, bids, asks in db.execute(
-        "SELECT id, at_us, lag_us, sequence, flags, bids, asks FROM book WHERE id BETWEEN ? << 32 AND (? << 32) + 4294967295 "
-        "ORDER BY id",
+        "SELECT id, at_us, lag_us, sequence, flags, bids, asks FROM book "
+        "WHERE id BETWEEN ? << 32 AND (? << 32) + 4294967295 ORDER BY id",
         (epoch, epoch),
     ):
         if id_ & 0xFFFFFFFF != expected:

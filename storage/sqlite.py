@@ -1,8 +1,8 @@
 """The SQLite store, writing side: one connection, one writer, whole batches in single transactions.
 
-WAL with `synchronous=FULL`: what a commit took survives SIGKILL and power cut. Rows of a batch go in by one statement over
-`json_each`: every `sqlite3_step` lets go of the interpreter's lock, and a step a row is what a busy collector is slowed down
-by most. Writing the same batch twice leaves it there once.
+WAL with `synchronous=FULL`: what a commit took survives SIGKILL and power cut. Rows of a batch go in by one statement
+over `json_each`: every `sqlite3_step` lets go of the interpreter's lock, and a step a row is what a busy collector is
+slowed down by most. Writing the same batch twice leaves it there once.
 """
 
 import fcntl
@@ -66,8 +66,8 @@ SCHEMA_VERSION = migrations()[-1][0]
 class SQLiteStore:
     """The store as the writer uses it, from one thread at a time.
 
-    `open` raises `NotOurs` for a file that is no database of this program, is from a newer version, or belongs to a collector
-    that is running; `StorageError` where the path can't be used. Nothing on disk is changed in these cases.
+    `open` raises `NotOurs` for a file that is no database of this program, is from a newer version, or belongs to a
+    collector that is running; `StorageError` where the path can't be used. Nothing on disk is changed in these cases.
     """
 
     def __init__(self, path: Path, *, collector_id: str, version: str, run_uid: str, started_us: int) -> None:
@@ -93,8 +93,8 @@ class SQLiteStore:
         except OSError as error:
             self.release()
             raise StorageError(
-                f"{self.path} can't be written: {error.strerror or error}; give the directory to the user the collector "
-                "runs as, or set storage.path (DB_PATH)"
+                f"{self.path} can't be written: {error.strerror or error}; give the directory to the user the "
+                "collector runs as, or set storage.path (DB_PATH)"
             ) from None
         except sqlite3.Error as error:
             self.release()
@@ -112,7 +112,9 @@ class SQLiteStore:
             with self.path.open("rb") as file:
                 head = file.read(100)
         except OSError as error:
-            raise StorageError(f"{self.path} can't be read: {error.strerror}; give it to the collector's user") from None
+            raise StorageError(
+                f"{self.path} can't be read: {error.strerror}; give it to the collector's user"
+            ) from None
         if not head:
             return
         if not head.startswith(b"SQLite format 3\x00") or len(head) < 100:
@@ -130,7 +132,8 @@ class SQLiteStore:
         except BlockingIOError:
             lock.close()
             raise NotOurs(
-                f"{self.path} is in use by another collector; stop that one, or set storage.path (DB_PATH) to another file"
+                f"{self.path} is in use by another collector; stop that one, or set storage.path (DB_PATH) to "
+                "another file"
             ) from None
         self._lock = lock
 
@@ -171,8 +174,9 @@ class SQLiteStore:
     def write(self, deliveries: Sequence[Delivery], now_us: int) -> None:
         """Commit the deliveries, all of them or none.
 
-        Raises `StorageBusy` or `StorageFull` where the same call may succeed later, `StorageCorrupt` where only a person can
-        help. After an error nothing of the deliveries is in the store, or (a commit whose outcome is unknown) all of it is.
+        Raises `StorageBusy` or `StorageFull` where the same call may succeed later, `StorageCorrupt` where only a
+        person can help. After an error nothing of the deliveries is in the store, or (a commit whose outcome is
+        unknown) all of it is.
         """
         records = [record for delivery in deliveries for record in delivery.records]
         self._transaction(lambda: self._write(records, now_us))
@@ -192,18 +196,19 @@ class SQLiteStore:
         marks: dict[int, CoverageMark] = {mark.epoch: mark for mark in kinds.get(CoverageMark, ())}
         db.executemany(
             _UPDATE_COVERAGE,
-            [
-                (mark.heard_until_us, mark.confirmed_until_us, mark.frames, base + mark.epoch)
-                for mark in marks.values()
-            ],
+            [(mark.heard_until_us, mark.confirmed_until_us, mark.frames, base + mark.epoch) for mark in marks.values()],
         )
         verdicts: list[EpochVerdict] = kinds.get(EpochVerdict, [])
         db.executemany("UPDATE epoch SET verdict = ? WHERE id = ?", [(v.verdict, base + v.epoch) for v in verdicts])
         ended: list[EpochEnded] = kinds.get(EpochEnded, [])
         db.executemany(
-            "UPDATE epoch SET ended_us = ?, reason = ? WHERE id = ?", [(e.ended_us, e.reason, base + e.epoch) for e in ended]
+            "UPDATE epoch SET ended_us = ?, reason = ? WHERE id = ?",
+            [(e.ended_us, e.reason, base + e.epoch) for e in ended],
         )
-        db.executemany("UPDATE coverage SET reason = ? WHERE epoch = ?", [(e.reason, base + e.epoch) for e in ended])
+        db.executemany(
+            "UPDATE coverage SET reason = ?, heard_until_us = min(heard_until_us, ?) WHERE epoch = ?",
+            [(e.reason, e.ended_us, base + e.epoch) for e in ended],
+        )
         rejected: list[Rejected] = kinds.get(Rejected, [])
         db.executemany(
             "INSERT INTO rejected (run, exchange, market, received_us, reason, frame) VALUES (?, ?, ?, ?, ?, ?)",
@@ -286,11 +291,8 @@ class SQLiteStore:
 
     def close_run(self, now_us: int) -> None:
         """Note that this run ended in order."""
-        self._transaction(
-            lambda: self._require().execute(
-                "UPDATE run SET closed_us = ?, alive_us = ? WHERE id = ?", (now_us, now_us, self._run)
-            )
-        )
+        sql = "UPDATE run SET closed_us = ?, alive_us = ? WHERE id = ?"
+        self.in_transaction(lambda db: db.execute(sql, (now_us, now_us, self._run)))
 
     def release(self) -> None:
         """Close the file and give the lock back."""
@@ -309,8 +311,8 @@ class SQLiteStore:
 
 def _newer(path: Path, version: int) -> str:
     return (
-        f"{path} is from a newer collector (schema {version}, this one knows {SCHEMA_VERSION}); install that version, or set "
-        "storage.path (DB_PATH) to another file"
+        f"{path} is from a newer collector (schema {version}, this one knows {SCHEMA_VERSION}); install that version, "
+        "or set storage.path (DB_PATH) to another file"
     )
 
 
@@ -348,4 +350,3 @@ def _translate(error: sqlite3.Error, path: Path) -> StorageError:
     if name.startswith(("SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_NOMEM", "SQLITE_INTERRUPT")):
         return StorageBusy(text)
     return StorageError(text)
-

@@ -1,8 +1,8 @@
 """The writer: the one thread that takes from the intake and commits.
 
-A batch stays in hand until it is committed, however often the store fails: while it is away the intake fills up and, once
-full, refuses. A cycle is finished by a commit, by an attempt that came back with an error, or by an intake seen empty; the
-supervisor feeds the watchdog with finished cycles, so only a writer that hangs gets the process restarted.
+A batch stays in hand until it is committed, however often the store fails: while it is away the intake fills up and,
+once full, refuses. A cycle is finished by a commit, by an attempt that came back with an error, or by an intake seen
+empty; the supervisor feeds the watchdog with finished cycles, so only a writer that hangs gets the process restarted.
 """
 
 from collections import Counter
@@ -21,9 +21,8 @@ from collector.worker import Backoff, Worker
 class Store(Protocol):
     """What the writer needs of a store; `storage.sqlite.SQLiteStore` says what each does."""
 
-    def write(self, deliveries: Sequence[Delivery], now_us: int) -> None: ...
-    def sizes(self) -> tuple[int, int]: ...
-    def close_run(self, now_us: int) -> None: ...
+    def write(self, deliveries: Sequence[Delivery], now_us: int) -> None:
+        """Commit all of it or none of it; raises `StorageError`."""
 
 
 class Writer(Worker):
@@ -126,7 +125,9 @@ class Writer(Worker):
             rejected[delivery.exchange] += delivery.rejected
             records += len(delivery.records)
             if delivery.received_us:
-                oldest[delivery.exchange] = min(delivery.received_us, oldest.get(delivery.exchange, delivery.received_us))
+                oldest[delivery.exchange] = min(
+                    delivery.received_us, oldest.get(delivery.exchange, delivery.received_us)
+                )
             for record in delivery.records:
                 if type(record) is BookRow:
                     rows[record.epoch] += 1
