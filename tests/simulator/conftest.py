@@ -14,6 +14,7 @@ import websocket
 from websocket import ABNF
 
 from simulator import Simulator
+from tests.conftest import wait_until
 
 SECONDS = 10
 
@@ -97,9 +98,15 @@ class Stage:
         return self.simulator.endpoints[exchange]["rest"] + path
 
     def ledger(self, **wanted: Any) -> list[dict[str, Any]]:
-        """Read the ledger's lines that have these values."""
-        lines = [json.loads(line) for line in self.path.read_text().splitlines()]
+        """Read the ledger's lines that have these values; one that is just being written is left out."""
+        whole = self.path.read_text().rpartition("\n")[0]
+        lines = [json.loads(line) for line in whole.splitlines()]
         return [line for line in lines if all(line.get(k) == v for k, v in wanted.items())]
+
+    def ends(self, count: int = 1) -> list[str]:
+        """Wait until so many connections have ended, and tell why they did."""
+        wait_until(lambda: len(self.ledger(kind="close")) >= count, what="closes in the ledger")
+        return [line["why"] for line in self.ledger(kind="close")]
 
     def close(self) -> None:
         for client in self._clients:

@@ -13,6 +13,7 @@ from websocket import ABNF
 
 from simulator import Timing, venues
 from simulator.front import venue_class
+from simulator.venue import Bucket
 from tests.simulator.conftest import BOOK_PATHS, SUBSCRIBE, Stage, decoded, noted, shape, understood
 
 Start = Callable[..., Stage]
@@ -185,6 +186,34 @@ def test_socket_and_rest_show_the_same_book(stage: Start, exchange: str) -> None
     assert frame is not None
     depth = min(len(bids), len(frame[1]), 14)
     assert (bids[:depth], asks[:depth]) == (frame[1][:depth], frame[2][:depth])
+
+
+@pytest.mark.parametrize(
+    ("exchange", "limits", "status", "says"),
+    [
+        ("upbit", (10, 10), 429, "too_many_requests"),
+        ("bithumb", (150, 150), 429, "429"),
+        ("coinone", (1200, 20), 200, '"error_code":"4"'),
+        ("korbit", (50, 50), 429, '"code":429'),
+        ("gopax", (20, 20), 429, "10105"),
+    ],
+)
+def test_calls_above_the_limit_are_refused(
+    stage: Start, monkeypatch: pytest.MonkeyPatch, exchange: str, limits: tuple[float, float], status: int, says: str
+) -> None:
+    made: list[tuple[float, float]] = []
+
+    def small(capacity: float, per_s: float) -> Bucket:
+        made.append((capacity, per_s))
+        return Bucket(1, 0)
+
+    monkeypatch.setattr(f"simulator.{exchange}.Bucket", small)
+    s = stage(exchange)
+    first, second = (requests.get(s.rest(exchange, BOOK_PATHS[exchange]), timeout=5) for _ in range(2))
+    assert limits in made
+    assert (first.status_code, second.status_code) == (200, status)
+    assert says in second.text
+    assert [line["status"] for line in s.ledger(kind="message", what="error")] == [status]
 
 
 @pytest.mark.parametrize("exchange", EXCHANGES)

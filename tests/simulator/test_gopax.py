@@ -153,13 +153,13 @@ def test_a_socket_that_does_not_pong_is_closed_while_data_flows(stage: Start) ->
     client.send(ask())
     assert str(client.until(lambda f: isinstance(f, str))).startswith("primus::ping::")
     assert client.closed() == 1000
-    assert s.ledger(kind="close")[0]["why"] == "no pong"
+    assert s.ends() == ["no pong"]
 
 
 @pytest.mark.parametrize("quotes", [True, False])
 def test_pongs_keep_it_open_with_or_without_quotes(stage: Start, quotes: bool) -> None:
-    client = stage("gopax", timing=Timing(ping_s=0.05, pong_s=0.3)).dial("gopax")
-    for _ in range(12):
+    client = stage("gopax", timing=Timing(ping_s=0.1, pong_s=1)).dial("gopax")
+    for _ in range(15):
         ping = client.until(lambda f: isinstance(f, str))
         pong = ping.replace("ping", "pong")
         client.send(f'"{pong}"' if quotes else pong)
@@ -192,11 +192,11 @@ def test_the_book_call_is_allowed_once_a_second(stage: Start) -> None:
     s = stage("gopax")
     with requests.Session() as session:
         first = session.get(s.rest("gopax", "/trading-pairs/BTC-KRW/book"), timeout=5)
-        second = session.get(s.rest("gopax", "/trading-pairs/ETH-KRW/book"), timeout=5)
+        others = [session.get(s.rest("gopax", "/trading-pairs/ETH-KRW/book"), timeout=5) for _ in range(10)]
     assert first.status_code == 200 and len(first.json()["ask"]) > 300
-    assert (second.status_code, second.json()["errorCode"]) == (429, 10105)
-    (error,) = s.ledger(kind="message", what="error")
-    assert error["status"] == 429
+    refused = [answer.json()["errorCode"] for answer in others if answer.status_code == 429]
+    assert refused == [10105] * len(refused) and refused
+    assert [line["status"] for line in s.ledger(kind="message", what="error")] == [429] * len(refused)
 
 
 def test_book_levels_and_errors(stage: Start) -> None:
