@@ -27,6 +27,7 @@ import orjson
 
 import collector
 from collector.errors import ConfigError, StorageCorrupt, StorageError
+from collector.times import parse_time, show_duration
 from storage.reader import BookAt, Epoch, Gap, Reader, Segment
 from storage.rebuild import Level, Levels
 
@@ -93,11 +94,21 @@ class Receipt(msgspec.Struct, frozen=True):
     database: str
     program: str
 
+    def summary(self) -> str:
+        """Return what a person wants to know, in one line."""
+        covered = show_duration(sum(feed.covered_us for feed in self.feeds) / 1e6)
+        gaps = f"{len(self.gaps)} gap{'' if len(self.gaps) == 1 else 's'}"
+        name = "standard output" if self.file == "-" else self.file
+        return (
+            f"{name}: {self.books} books in {self.rows} rows, {self.bytes} bytes, {covered} covered, {gaps}, "
+            f"sha256 {self.sha256}"
+        )
+
 
 class DataConverter:
     """Takes order books of one exchange out of a database, which may be in use meanwhile; each call opens it anew.
 
-    Times are integer microseconds UTC, `datetime`, or ISO text (UTC unless it says otherwise); a range holds its start
+    Times are integer microseconds UTC, `datetime`, or text (`collector.times.parse_time`); a range holds its start
     and not its end. Raises what `Reader` raises, and `ConfigError` for a time or format that is none.
     """
 
@@ -196,11 +207,9 @@ def moment_us(moment: Moment | None) -> int | None:
         return moment
     if isinstance(moment, str):
         try:
-            moment = datetime.fromisoformat(moment)
-        except ValueError:
-            raise ConfigError(
-                f"{moment!r} is not a time; allowed: 2026-01-31, 2026-01-31T09:30:00 (UTC), 2026-01-31T18:30:00+09:00"
-            ) from None
+            return parse_time(moment)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
     return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)

@@ -17,11 +17,13 @@ import msgspec
 
 from collector.errors import NotOurs, StorageBusy, StorageCorrupt, StorageError
 from collector.records import CHECKSUM_MISMATCH, CROSSED, KEYFRAME, ORDERBOOK, SAMPLED
+from collector.times import show_time
 from storage.rebuild import Levels, Side
 from storage.sqlite import APPLICATION_ID, SCHEMA_VERSION
 
 PAGE_ROWS = 5_000
 PAGE_BYTES = 4 << 20
+TIMES = 20_000
 N_MAX = 0xFFFFFFFF
 
 FLAGS = {CROSSED: "crossed", CHECKSUM_MISMATCH: "checksum_mismatch", SAMPLED: "sampled"}
@@ -47,6 +49,7 @@ FROM feed AS f JOIN exchange AS x ON x.id = f.exchange JOIN market AS m ON m.id 
 ORDER BY x.name, m.symbol, m.currency, f.channel
 """
 _ROWS = "SELECT id, at_us, lag_us, sequence, flags, bids, asks FROM book WHERE id BETWEEN ? AND ? ORDER BY id"
+_TIMES = "SELECT id, at_us FROM book WHERE id BETWEEN ? AND ? ORDER BY id LIMIT ?"
 _KEYFRAME_BEFORE = "SELECT max(id) FROM book WHERE flags & 1 AND id BETWEEN ? AND ?"
 _KEYFRAME_AFTER = "SELECT id, at_us FROM book WHERE flags & 1 AND id BETWEEN ? AND ? ORDER BY id LIMIT 1"
 _FIRST = "SELECT id, at_us FROM book WHERE id BETWEEN ? AND ? ORDER BY id LIMIT 1"
@@ -170,6 +173,11 @@ class Gap(msgspec.Struct, frozen=True):
     from_us: int | None
     until_us: int | None
 
+    def __str__(self) -> str:
+        since = "" if self.from_us is None else f" from {show_time(self.from_us)}"
+        until = "" if self.until_us is None else f" until {show_time(self.until_us)}"
+        return f"{self.reason}{since}{until}"
+
 
 class Segment(NamedTuple):
     """A stretch of a feed's time and the epoch that speaks for it, from after `after_us` to `epoch.until_us`."""
@@ -261,6 +269,10 @@ class Reader:
             feeds = _only(feeds, "exchange", exchange, self.path)
         return feeds if market is None else _only(feeds, "market", market, self.path)
 
+    def book_feeds(self, exchange: str | None = None, market: str | None = None) -> list[StoredFeed]:
+        """Return the order-book feeds, as `feeds` does."""
+        return [feed for feed in self.feeds(exchange, market) if feed.channel == ORDERBOOK]
+
     def epochs(self, exchange: str, market: str, start_us: int | None = None, end_us: int | None = None) -> list[Epoch]:
         """Return the order-book epochs that are covered at some moment of the range, in order of time."""
         epochs = self._epochs(self._book_feed(exchange, market))
@@ -271,23 +283,27 @@ class Reader:
         ]
 
     def row_times(self, epoch: Epoch, start_us: int, end_us: int) -> Iterator[int]:
-        """Yield when each row of an epoch was received, both ends included, without reading what is in it."""
+        """Yield when the rows of an epoch were received, without reading what is in them.
+
+        The first is the last one at or before `start_us`, if any; the last is the first one after `end_us`.
+        """
         first_id, last_id = epoch.ids
-        first_id = (self._last_row(epoch, start_us - 1) or first_id - 1) + 1
+        first_id = self._last_row(epoch, start_us) or first_id
         last_at = end_us - epoch.opened_us
         while True:
-            page = self._all(
-                f"SELECT id, at_us FROM book WHERE id BETWEEN ? AND ? ORDER BY id LIMIT {4 * PAGE_ROWS}",
-                first_id,
-                last_id,
-            )
+            page = self._all(_TIMES, first_id, last_id, TIMES)
             for _, at_us in page:
+                yield epoch.opened_us + at_us
                 if at_us > last_at:
                     return
-                yield epoch.opened_us + at_us
-            if len(page) < 4 * PAGE_ROWS:
+            if len(page) < TIMES:
                 return
             first_id = page[-1][0] + 1
+
+    def newest(self, exchange: str, market: str) -> BookAt | Gap:
+        """Return the newest book that was recorded, or the gap where none ever was."""
+        segments = [part for part in self.timeline(self._book_feed(exchange, market)) if isinstance(part, Segment)]
+        return self._book_at(segments[-1].epoch, segments[-1].epoch.until_us) if segments else Gap("never", None, None)
 
     def timeline(self, feed: StoredFeed) -> list[Segment | Gap]:
         """Return who speaks for a feed when, as the ledger has it at this moment."""
@@ -519,10 +535,6 @@ class Reader:
             until_us = max(until_us, from_us)
             epochs.append(Epoch(*[*told, opened_us, from_us, until_us, min(confirmed_us, until_us), frames, reason]))
         return sorted(epochs, key=lambda epoch: (epoch.from_us, epoch.id))
-
-    def book_feeds(self, exchange: str | None = None, market: str | None = None) -> list[StoredFeed]:
-        """Return the order-book feeds, as `feeds` does."""
-        return [feed for feed in self.feeds(exchange, market) if feed.channel == ORDERBOOK]
 
     def _book_feed(self, exchange: str, market: str) -> StoredFeed:
         feeds = self.book_feeds(exchange, market)

@@ -169,6 +169,13 @@ def test_receipt_tells_what_the_file_holds(filled: Builder, tmp_path: Path) -> N
     assert str(tmp_path) not in json.dumps(manifest)
 
 
+def test_receipt_sums_up_in_a_line(filled: Builder, tmp_path: Path) -> None:
+    receipt = DataConverter(filled.path).export("upbit", tmp_path / "a.csv", format="csv", market="BTC-KRW")
+    assert receipt.summary().startswith(
+        f"a.csv: 3 books in 9 rows, {receipt.bytes} bytes, 2.9 s covered, 1 gap, sha256 "
+    )
+
+
 def test_missing_rows_are_no_covered_time(db: Builder, tmp_path: Path) -> None:
     epoch = db.epoch(heard_us=T0 + 1_000_000)
     db.row(epoch, 1, 0, bids=BIDS, asks=ASKS, keyframe=True)

@@ -217,6 +217,31 @@ def test_complete_book_in_any_order_is_sorted_and_must_not_repeat_a_price(db: Bu
             list(reader.books("upbit"))
 
 
+def test_newest_book(db: Builder) -> None:
+    db.feed("UPBIT", "ETH-KRW")
+    three_rows(db)
+    with Reader(db.path) as reader:
+        newest = reader.newest("upbit", "BTC-KRW")
+        assert isinstance(newest, BookAt)
+        assert newest.n == 3
+        assert reader.newest("upbit", "ETH-KRW") == Gap("never", None, None)
+
+
+def test_gaps_speak() -> None:
+    assert str(Gap("stale", T0, T0 + 1)) == ("stale from 2023-11-14T22:13:20.000000Z until 2023-11-14T22:13:20.000001Z")
+    assert str(Gap("never", None, None)) == "never"
+
+
+def test_times_of_rows_reach_one_beyond_the_range(db: Builder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader_module, "TIMES", 2)
+    three_rows(db)
+    with Reader(db.path) as reader:
+        (epoch,) = reader.epochs("upbit", "BTC-KRW")
+        assert list(reader.row_times(epoch, T0 + 5, T0 + 9)) == [T0, T0 + 10]
+        assert list(reader.row_times(epoch, T0 + 10, T0 + 99)) == [T0 + 10, T0 + 20]
+        assert list(reader.row_times(epoch, T0 - 5, T0 + 99)) == [T0, T0 + 10, T0 + 20]
+
+
 # --- holes -----------------------------------------------------------------------------------------------------------
 
 
