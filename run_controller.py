@@ -324,6 +324,7 @@ app = typer.Typer(
     help="Records what crypto exchanges say, exactly, with every gap accounted for.\n\n"
     "Without a command: records what config/collector.yaml names, until SIGTERM or Ctrl-C.",
     invoke_without_command=True,
+    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -719,7 +720,6 @@ def simulate(
     import signal
 
     from simulator import Simulator
-    from simulator.server import run as run_simulator
 
     try:
         factor = None if speed == "max" else float(speed)
@@ -732,15 +732,17 @@ def simulate(
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
-    simulator.start()
-    out.print("# put this into config/collector.yaml", highlight=False)
-    out.print("exchanges:", highlight=False)
-    for name, endpoint in simulator.endpoints.items():
-        out.print(f"  {name}:\n    endpoint:", highlight=False)
-        for kind, url in endpoint.items():
-            out.print(f"      {kind}: {url}", highlight=False, soft_wrap=True)
-    out.file.flush()
-    run_simulator(simulator, ended)
+    with simulator:
+        out.print("# put this into config/collector.yaml", highlight=False)
+        out.print("exchanges:", highlight=False)
+        for name, endpoint in simulator.endpoints.items():
+            out.print(f"  {name}:\n    endpoint:", highlight=False)
+            for kind, url in endpoint.items():
+                out.print(f"      {kind}: {url}", highlight=False, soft_wrap=True)
+        out.file.flush()
+        while not ended.wait(0.5):
+            if simulator.failed():
+                raise CollectorError("the simulator stopped by itself")
 
 
 # --- small pieces of the command line ---------------------------------------------------------------------------------
