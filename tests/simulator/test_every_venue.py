@@ -43,18 +43,34 @@ def test_the_ledger_holds_every_frame_as_it_was_sent_to_each_client(stage: Start
     clients = [s.dial(exchange) for _ in range(2)]
     for client in clients:
         client.send(SUBSCRIBE[exchange])
-    received = [
-        [message for _ in range(60) if (message := understood(exchange, client.frame()))][:50] for client in clients
-    ]
+    frames = [[frame for frame in client.frames(60) if understood(exchange, frame)][:50] for client in clients]
     subscriptions = s.ledger(kind="subscribe", exchange=exchange, market="BTC-KRW", channel="orderbook")
     assert len(subscriptions) == 2
-    for subscription, messages in zip(subscriptions, received, strict=True):
+    for subscription, received in zip(subscriptions, frames, strict=True):
         lines = s.ledger(kind="message", subscription=subscription["subscription"])
         assert [line["i"] for line in lines[:50]] == list(range(1, 51))
-        assert [noted(line) for line in lines[:50]] == messages
+        assert [noted(line) for line in lines[:50]] == [understood(exchange, frame) for frame in received]
+        assert [(line["venue_us"], line["sequence"]) for line in lines[:50]] == [stamps(exchange, f) for f in received]
         assert {line["fate"] for line in lines} == {"sent"}
     opened = s.ledger(kind="open", exchange=exchange, transport="websocket")
     assert [line["connection"] for line in opened] == [line["connection"] for line in subscriptions]
+
+
+def stamps(exchange: str, frame: Any) -> tuple[int, int | None]:
+    """Read the venue's time in microseconds and its sequence from a data frame."""
+    match exchange:
+        case "upbit":
+            return frame["timestamp"] * 1000, None
+        case "bithumb":
+            return frame["timestamp"], None
+        case "coinone":
+            return frame["data"]["timestamp"] * 1000, int(frame["data"]["id"])
+        case "korbit":
+            return frame["data"]["timestamp"] * 1000, None
+        case _:
+            entries = frame["o"]["ask"] + frame["o"]["bid"]
+            sequence = frame["o"].get("maxEntryId") or max(entry["entryId"] for entry in entries)
+            return int(max(Decimal(entry["updatedAt"]) for entry in entries) * 10**6), sequence
 
 
 @pytest.mark.parametrize("exchange", [e for e in EXCHANGES if e != "gopax"])
