@@ -13,6 +13,7 @@ import tempfile
 import threading
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,8 +26,6 @@ from rich.console import Console
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
-from storage.coverage import FeedCoverage
-from storage.coverage import coverage as coverage_of
 from storage.maintenance import Housekeeping
 from storage.maintenance import backup as backup_database
 
@@ -46,6 +45,8 @@ from collector.times import parse_time, show_duration, show_time
 from collector.web import WebServer
 from controllers.base import Setup
 from storage import DataConverter
+from storage.coverage import FeedCoverage
+from storage.coverage import coverage as coverage_of
 from storage.reader import Gap, Reader
 from storage.sqlite import SQLiteStore
 from storage.writer import Writer
@@ -104,6 +105,7 @@ class Daemon:
             self.store.release()
             raise
         self.log = logs.get("COLLECTOR")
+        self._growth = Growth(clock)
         self.writer = Writer(
             self.store,
             self.intake,
@@ -149,7 +151,6 @@ class Daemon:
             ready=self.ready,
         )
         self._rates = Rates(clock)
-        self._bytes_at_start = sum(self.store.sizes())
 
     def run(self) -> int:
         """Record until a signal or `supervisor.stop()`; return the exit status."""
@@ -210,8 +211,7 @@ class Daemon:
             row["frames_per_s"] = rate
         uptime_s = (self.clock.wall_us() - self.started_us) / 1e6
         database, wal = self.store.sizes()
-        grown = max(0, database + wal - self._bytes_at_start)
-        per_day = grown / uptime_s * 86400 if uptime_s > 1 else 0.0
+        per_day = self._growth.per_day()
         free = shutil.disk_usage(self.store.path.parent).free
         records, size = self.intake.held
         committed_us = self.writer.committed_us
@@ -234,7 +234,7 @@ class Daemon:
                 "last_commit": show_time(committed_us) if committed_us else None,
                 "database_bytes": database,
                 "wal_bytes": wal,
-                "bytes_per_day": round(per_day),
+                "bytes_per_day": None if per_day is None else round(per_day),
                 "disk_free_bytes": free,
                 "days_left": round(free / per_day, 1) if per_day else None,
             },
@@ -261,12 +261,46 @@ class Daemon:
         log = logs.get("WRITER")
 
         def step() -> bool:
-            database, wal = self.store.sizes()
-            self.metrics.database_bytes.set(database)
-            self.metrics.wal_bytes.set(wal)
+            if self._growth.due():
+                database, wal = self.store.sizes()
+                self.metrics.database_bytes.set(database)
+                self.metrics.wal_bytes.set(wal)
+                self._growth.sample(self.store.pages_bytes())
             return keeping.step(log)
 
         return step
+
+
+class Growth:
+    """How fast the database grows: sampled every few seconds, told once a minute's worth is known."""
+
+    EVERY_US = 5_000_000
+    ENOUGH_US = 60_000_000
+    WINDOW_US = 6 * 3_600_000_000
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._samples: deque[tuple[int, int]] = deque()
+
+    def due(self) -> bool:
+        """Whether it is time for a sample."""
+        return not self._samples or self._clock.monotonic_us() - self._samples[-1][0] >= self.EVERY_US
+
+    def sample(self, size: int) -> None:
+        """Remember the size of now; what is older than six hours no longer counts."""
+        now_us = self._clock.monotonic_us()
+        self._samples.append((now_us, size))
+        while now_us - self._samples[0][0] > self.WINDOW_US:
+            self._samples.popleft()
+
+    def per_day(self) -> float | None:
+        """Return bytes a day, None while too little is known."""
+        if not self._samples:
+            return None
+        (first_us, first), (last_us, last) = self._samples[0], self._samples[-1]
+        if last_us - first_us < self.ENOUGH_US:
+            return None
+        return max(0.0, (last - first) / (last_us - first_us) * 86_400_000_000)
 
 
 class Rates:
@@ -405,20 +439,21 @@ def demo(
     if db is None:
         db = Path("data") / f"demo-{time.strftime('%Y%m%d-%H%M%S')}.sqlite"
     names = sorted(controllers.venues())
-    with tempfile.TemporaryDirectory(prefix="collector-demo-") as folder:
-        with Simulator(names, markets, seed=seed) as simulator:
-            settings = _demo_settings(Path(folder), simulator.endpoints, markets, db, language)
-            daemon = Daemon(settings)
-            daemon.supervisor.install_signals()
-            if seconds is not None:
-                timer = threading.Timer(seconds, daemon.supervisor.stop)
-                timer.daemon = True
-                timer.start()
-            with _live_table(daemon):
-                status = daemon.run()
+    with (
+        tempfile.TemporaryDirectory(prefix="collector-demo-") as folder,
+        Simulator(names, markets, seed=seed) as simulator,
+    ):
+        daemon = Daemon(_demo_settings(Path(folder), simulator.endpoints, markets, db, language))
+        daemon.supervisor.install_signals()
+        if seconds is not None:
+            timer = threading.Timer(seconds, daemon.supervisor.stop)
+            timer.daemon = True
+            timer.start()
+        with _live_table(daemon):
+            status = daemon.run()
     out.print(f"\nThe books are in [bold]{db}[/]. What it holds:", highlight=False)
     with Reader(db) as reader:
-        _print_coverage(coverage_of(reader, daemon.started_us, daemon.clock.wall_us()))
+        _print_coverage(coverage_of(reader, None, None))
     out.print(
         f"Get them back as JSON:  python run_controller.py export UPBIT upbit.json --db {db}",
         highlight=False,
@@ -448,7 +483,7 @@ def _live_table(daemon: Daemon) -> Iterator[None]:
     done = threading.Event()
 
     def refresh(live: Live) -> None:
-        while not done.wait(0.5):
+        while not done.wait(0.5) and not daemon.supervisor.stopping.is_set():
             live.update(_feeds_table(daemon.status()), refresh=True)
 
     with Live(_feeds_table(daemon.status()), console=out, auto_refresh=False) as live:
@@ -528,14 +563,17 @@ def _print_status(state: dict[str, Any]) -> None:
     store = state["store"]
     out.print(_feeds_table(state))
     rows = {
-        "collector": f"{state['collector_id']} {state['version']}, pid {state['pid']}, up {show_duration(state['uptime_s'])}",
+        "collector": f"{state['collector_id']} {state['version']}, pid {state['pid']}",
+        "up": show_duration(state["uptime_s"]),
         "healthy": state["healthy"],
         "ready": state["ready"],
         "waiting": f"{state['intake']['records']} records, {_bytes(state['intake']['bytes'])} of "
         f"{_bytes(state['intake']['bytes_limit'])}",
         "database": f"{store['path']}, {_bytes(store['database_bytes'])} + WAL {_bytes(store['wal_bytes'])}",
         "last commit": store["last_commit"] or "none yet",
-        "growth": f"{_bytes(store['bytes_per_day'])} a day at the present rate",
+        "growth": "known after a minute"
+        if store["bytes_per_day"] is None
+        else f"{_bytes(store['bytes_per_day'])} a day at the present rate",
         "disk": f"{_bytes(store['disk_free_bytes'])} free"
         + (f", enough for {store['days_left']} days" if store["days_left"] is not None else ""),
     }
@@ -546,20 +584,30 @@ def _print_status(state: dict[str, Any]) -> None:
 
 
 def _feeds_table(state: dict[str, Any]) -> Table:
+    waiting, size = state["intake"]["records"], state["store"]["database_bytes"] + state["store"]["wal_bytes"]
     table = Table(
-        "exchange", "market", "over", "state", box=None, pad_edge=False, caption_justify="left",
-        caption=f"{state['intake']['records']} records waiting, database {_bytes(state['store']['database_bytes'])}",
-    )  # fmt: skip
-    for name in ("frames", "a second", "bid", "ask", "lag", "age", "gaps"):
-        table.add_column(name, justify="right")
-    colours = {"live": "green", "refused": "red", "down": "red"}
+        box=None, pad_edge=False, collapse_padding=True, caption=f"{waiting} records waiting, database {_bytes(size)}"
+    )
+    table.caption_justify = "left"
+    for name in ("exchange", "market", "over", "state"):
+        table.add_column(name, no_wrap=True)
+    for name in ("frames", "per s", "bid", "ask", "lag", "gaps"):
+        table.add_column(name, justify="right", no_wrap=True)
+    colours = {"live": "green", "waiting": "yellow"}
     for feed in state["feeds"]:
-        colour = colours.get(feed["state"], "yellow")
-        text = f"[{colour}]{feed['state']}[/]" + (f" {feed['detail']}" if feed["detail"] else "")
+        text = f"[{colours.get(feed['state'], 'red')}]{feed['state']}[/] {feed['detail']}".rstrip()
         table.add_row(
-            feed["exchange"], feed["market"], feed["transport"], text, str(feed["frames"]), f"{feed['frames_per_s']:.1f}",
-            feed["bid"] or "-", feed["ask"] or "-", _seconds(feed["lag_s"]), _seconds(feed["age_s"]), str(feed["gaps"]),
-        )  # fmt: skip
+            feed["exchange"],
+            feed["market"],
+            {"websocket": "socket", "rest": "poll"}[feed["transport"]],
+            text,
+            str(feed["frames"]),
+            f"{feed['frames_per_s']:.1f}",
+            feed["bid"] or "-",
+            feed["ask"] or "-",
+            _seconds(feed["lag_s"]),
+            str(feed["gaps"]),
+        )
     return table
 
 
@@ -724,9 +772,16 @@ def simulate(
     try:
         factor = None if speed == "max" else float(speed)
         simulator = Simulator(
-            [name.lower() for name in exchange], tuple(market or ("BTC-KRW", "ETH-KRW")), seed=seed, rate_hz=rate, port=port,
-            ledger=ledger, recording=recording, speed=factor, loop=loop,
-        )  # fmt: skip
+            [name.lower() for name in exchange],
+            tuple(market or ("BTC-KRW", "ETH-KRW")),
+            seed=seed,
+            rate_hz=rate,
+            port=port,
+            ledger=ledger,
+            recording=recording,
+            speed=factor,
+            loop=loop,
+        )
     except (ValueError, ImportError) as error:
         raise ConfigError(str(error)) from None
     ended = threading.Event()

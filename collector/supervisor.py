@@ -62,6 +62,7 @@ class Supervisor:
         self._slots: dict[str, _Slot] = {}
         self._signals: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._lock = threading.Lock()
+        self.stopping = threading.Event()
 
     # --- what is supervised -----------------------------------------------------------------------------------------
 
@@ -105,6 +106,7 @@ class Supervisor:
                 self.log.info("stop_asked", signal=signal.Signals(received).name)
                 break
             self.tick()
+        self.stopping.set()
         self._notifier.stopping()
         return self._stop_in_order()
 

@@ -63,6 +63,7 @@ class _Subscription:
 
 @dataclass
 class _Epoch:
+    rows: list[Row]  # keyframe, bids, asks, venue_us, sequence
     id: int
     transport: str
     opened_us: int
@@ -70,7 +71,6 @@ class _Epoch:
     confirmed_until_us: int
     frames: int
     reason: str | None
-    rows: list[Row]  # keyframe, bids, asks, venue_us, sequence
 
 
 def judge(ledger: Path, database: Path) -> Verdict:
@@ -290,7 +290,7 @@ def _read_store(path: Path, verdict: Verdict) -> dict[tuple[str, str], list[_Epo
             "JOIN exchange x ON x.id = f.exchange JOIN market m ON m.id = f.market ORDER BY e.id"
         ):
             *facts, exchange, market = row
-            epoch = _Epoch(*facts, rows=_rows(db, facts[0], facts[2], verdict))
+            epoch = _Epoch(_rows(db, row[0], row[2], verdict), *facts)
             feeds.setdefault((exchange, market), []).append(epoch)
         return feeds
     finally:

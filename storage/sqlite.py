@@ -289,6 +289,12 @@ class SQLiteStore:
         """Return the bytes of the database file and of its write-ahead log."""
         return _size(self.path), _size(self.path.with_name(self.path.name + "-wal"))
 
+    def pages_bytes(self) -> int:
+        """Return the bytes of all pages, those that still stand in the log included; for the writer's thread."""
+        db = self._require()
+        (pages,), (size,) = db.execute("PRAGMA page_count").fetchone(), db.execute("PRAGMA page_size").fetchone()
+        return int(pages) * int(size)
+
     def close_run(self, now_us: int) -> None:
         """Note that this run ended in order."""
         sql = "UPDATE run SET closed_us = ?, alive_us = ? WHERE id = ?"

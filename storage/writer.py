@@ -28,7 +28,8 @@ class Store(Protocol):
 class Writer(Worker):
     """Commits every `batch_ms`, or as soon as `batch_records` wait.
 
-    `housekeeping` does one small piece of maintenance and tells whether more is left; it runs when nothing waits.
+    `housekeeping` does one small piece of maintenance and tells whether more is left; it runs after a cycle that
+    left less than a batch waiting.
     """
 
     kind = "writer"
@@ -69,10 +70,11 @@ class Writer(Worker):
                 self._batch = self.intake.take(self._batch_records)
             if self._batch:
                 self._write_batch()
-                busy = False
             elif self.stopping.is_set() and self.intake.empty:
                 return
-            elif self._housekeeping is not None:
+            # Maintenance goes in between as long as the writer keeps up.
+            keeps_up = not self._batch and self.intake.held[0] < self._batch_records
+            if self._housekeeping is not None and keeps_up and not self.stopping.is_set():
                 busy = self._housekeeping()
             self.beat()
 
