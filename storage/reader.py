@@ -8,6 +8,7 @@ that opened first is served until it ends, then the next from its own complete b
 
 import difflib
 import sqlite3
+import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -239,18 +240,18 @@ class Reader:
         _check_file(self.path)
         try:
             uri = self.path.resolve().as_uri() + "?mode=ro"
-            self._db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=5.0, check_same_thread=False)
+            self.connection = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=5.0, check_same_thread=False)
         except sqlite3.Error as error:
             raise StorageError(f"{self.path} can't be opened: {error}") from None
         try:
             self._check_ours()
         except BaseException:
-            self._db.close()
+            self.connection.close()
             raise
 
     def close(self) -> None:
         """Close the file; iterators that are under way end with an error."""
-        self._db.close()
+        self.connection.close()
 
     def __enter__(self) -> Self:
         return self
@@ -479,7 +480,7 @@ class Reader:
             page: list[_Row] = []
             held_bytes = 0
             try:
-                cursor = self._db.execute(_ROWS, (first_id, last_id))
+                cursor = self.connection.execute(_ROWS, (first_id, last_id))
                 while len(page) < PAGE_ROWS and held_bytes < PAGE_BYTES:
                     some = cursor.fetchmany(250)
                     if not some:
@@ -495,25 +496,10 @@ class Reader:
                 first_id = page[-1][0] + 1
 
     def _last_row(self, epoch: Epoch, time_us: int) -> int | None:
-        # Times rise with the keys: the key of the last row received at or before a moment is found by halving.
-        low, high = epoch.ids
-        first = self._one_or_none(_FIRST, low, high)
-        at_us = time_us - epoch.opened_us
-        if first is None or first[1] > at_us:
-            return None
-        found = first[0]
-        last = self._one_or_none(_LAST, low, high)
-        if last is None or last[1] <= at_us:
-            return None if last is None else int(last[0])
-        high = last[0]
-        while high - found > 1:
-            middle = (found + high) // 2
-            row_id, row_at_us = self._one(_FIRST, middle, last[0])
-            if row_at_us <= at_us:
-                found = row_id
-            else:
-                high = middle
-        return int(found)
+        try:
+            return last_key(self.connection, epoch.id, time_us - epoch.opened_us)
+        except sqlite3.Error as error:
+            raise translate(error, self.path) from None
 
     def _next_keyframe_us(self, epoch: Epoch, time_us: int) -> int:
         newest = self._last_row(epoch, time_us)
@@ -544,7 +530,7 @@ class Reader:
 
     def _all(self, sql: str, *values: object) -> list[Any]:
         try:
-            return self._db.execute(sql, values).fetchall()
+            return self.connection.execute(sql, values).fetchall()
         except sqlite3.Error as error:
             raise translate(error, self.path) from None
 
@@ -556,7 +542,12 @@ class Reader:
         return rows[0] if rows else None
 
     def _check_ours(self) -> None:
-        (application,) = self._one("PRAGMA application_id")
+        try:
+            (application,) = self.connection.execute("PRAGMA application_id").fetchone()
+        except sqlite3.DatabaseError as error:
+            if error.sqlite_errorcode == sqlite3.SQLITE_NOTADB:
+                raise _no_database(self.path) from None
+            raise translate(error, self.path) from None
         if application != APPLICATION_ID:
             raise NotOurs(f"{self.path} is a database of another program; name one the collector wrote")
         (version,) = self._one("PRAGMA user_version")
@@ -567,6 +558,29 @@ class Reader:
             )
         if not version:
             raise NotOurs(f"{self.path} holds no tables yet; the collector that made it has not finished starting")
+
+
+def last_key(db: sqlite3.Connection, epoch: int, at_us: int) -> int | None:
+    """Return the key of the newest row of an epoch received `at_us` or less after it opened, None where there is none.
+
+    Times rise with the keys, so that it is found by halving, without an index on times.
+    """
+    low, high = epoch << 32, epoch << 32 | N_MAX
+    first = db.execute(_FIRST, (low, high)).fetchone()
+    last = db.execute(_LAST, (low, high)).fetchone()
+    if first is None or first[1] > at_us:
+        return None
+    if last[1] <= at_us:
+        return int(last[0])
+    found, beyond = int(first[0]), int(last[0])
+    while beyond - found > 1:
+        middle = (found + beyond) // 2
+        row_id, row_at_us = db.execute(_FIRST, (middle, last[0])).fetchone()
+        if row_at_us <= at_us:
+            found = row_id
+        else:
+            beyond = middle
+    return found
 
 
 def translate(error: sqlite3.Error, path: Path) -> StorageError:
@@ -582,15 +596,22 @@ def translate(error: sqlite3.Error, path: Path) -> StorageError:
 
 
 def _check_file(path: Path) -> None:
+    # Only looked at, never opened: closing a file gives up the locks that SQLite may hold on it elsewhere in this
+    # process.
     try:
-        with path.open("rb") as file:
-            head = file.read(16)
+        state = path.stat()
     except FileNotFoundError:
         raise StorageError(f"there is no database at {path}; name the one the collector writes (DB_PATH)") from None
     except OSError as error:
         raise StorageError(f"{path} can't be read: {error.strerror or error}") from None
-    if head != b"SQLite format 3\x00":
-        raise NotOurs(f"{path} is not an SQLite database; name the one the collector writes (DB_PATH)")
+    if not stat.S_ISREG(state.st_mode):
+        raise StorageError(f"{path} can't be read: it is no file")
+    if not state.st_size:
+        raise _no_database(path)
+
+
+def _no_database(path: Path) -> NotOurs:
+    return NotOurs(f"{path} is not an SQLite database; name the one the collector writes (DB_PATH)")
 
 
 def _only(feeds: list[StoredFeed], what: str, name: str, path: Path) -> list[StoredFeed]:

@@ -91,7 +91,7 @@ def test_damaged_file_says_so(db: Builder) -> None:
 
 def test_reader_can_not_write(db: Builder) -> None:
     with Reader(db.path) as reader, pytest.raises(sqlite3.OperationalError, match="readonly"):
-        reader._db.execute("DELETE FROM book")
+        reader.connection.execute("DELETE FROM book")
 
 
 # --- feeds -----------------------------------------------------------------------------------------------------------
