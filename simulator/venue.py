@@ -8,6 +8,7 @@ calls (`rest`); the rest are hooks with a plain default.
 import asyncio
 import json
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -88,7 +89,7 @@ class Bucket:
         return int(self._left)
 
 
-class Venue:
+class Venue(ABC):
     """One simulated exchange: its markets and its connections."""
 
     name = ""
@@ -150,19 +151,20 @@ class Venue:
         """Refuse a socket before the upgrade; None lets it in."""
         return None
 
-    async def greet(self, c: Connection) -> None:
+    async def greet(self, c: Connection) -> None:  # noqa: B027 - a hook
         """Say something to a fresh socket, or close it."""
 
+    @abstractmethod
     async def received(self, c: Connection, text: str) -> None:
         """Answer a client's frame."""
 
+    @abstractmethod
     def book_frame(self, s: Subscription, book: Book, first: bool) -> Message:
         """Spell a whole book as a frame for a subscription; `first` for the snapshot."""
-        raise AssertionError(f"{self.name} spells no books")
 
+    @abstractmethod
     def rest(self, request: web.BaseRequest, path: str) -> Reply:
         """Answer a REST call; `path` is what follows /<exchange>."""
-        raise AssertionError(f"{self.name} has no REST calls")
 
     @classmethod
     def recorded(cls, data: str) -> Recorded | None:
@@ -183,7 +185,7 @@ class Venue:
         """Spell what a subscriber gets after a step of its market."""
         return [self.book_frame(s, step.book, False)]
 
-    def stepped(self, market: Market, step: Step) -> None:
+    def stepped(self, market: Market, step: Step) -> None:  # noqa: B027 - a hook
         """Take note of a step before subscribers hear of it."""
 
     def prelude(self, s: Subscription, frames: Sequence[Recorded]) -> Sequence[Message]:

@@ -358,10 +358,15 @@ def test_run_goes_on_until_the_event(wait_until: WaitUntil) -> None:
 
 def test_a_venue_is_one_file_found_by_name(stage: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "toybox.py").write_text(
+        "from simulator.connection import Message\n"
         "from simulator.venue import Reply, Venue\n"
         "class Toybox(Venue):\n"
         "    name = 'toybox'\n"
         "    socket_path = 'toys'\n"
+        "    async def received(self, c, text):\n"
+        "        c.say(text)\n"
+        "    def book_frame(self, s, book, first):\n"
+        "        return Message('book')\n"
         "    def rest(self, request, path):\n"
         "        return Reply('toys')\n"
     )
@@ -371,6 +376,9 @@ def test_a_venue_is_one_file_found_by_name(stage: Start, tmp_path: Path, monkeyp
     s = stage("toybox")
     assert requests.get(s.rest("toybox", "/any"), timeout=5).text == "toys"
     assert s.simulator.endpoints["toybox"]["websocket"].endswith("/toybox/toys")
+    client = s.dial("toybox")
+    client.send('"hello"')
+    assert client.frame() == "hello"
 
 
 def test_the_ledger_of_a_killed_simulator_holds_all_that_a_client_received(tmp_path: Path) -> None:
