@@ -16,7 +16,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import orjson
 import requests
@@ -26,8 +26,6 @@ from rich.console import Console
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
-from storage.maintenance import Housekeeping
-from storage.maintenance import backup as backup_database
 
 import collector
 import controllers
@@ -47,6 +45,8 @@ from controllers.base import Setup
 from storage import DataConverter
 from storage.coverage import FeedCoverage
 from storage.coverage import coverage as coverage_of
+from storage.maintenance import Housekeeping
+from storage.maintenance import backup as backup_database
 from storage.reader import Gap, Reader
 from storage.sqlite import SQLiteStore
 from storage.writer import Writer
@@ -364,6 +364,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+Format = Literal["json", "ndjson", "csv"]
 ConfigOption = Annotated[
     Path | None,
     typer.Option("--config", "-c", help="The YAML file; default config/collector.yaml, or COLLECTOR_CONFIG."),
@@ -621,18 +622,15 @@ def export(
     ] = None,
     start: FromOption = None,
     end: ToOption = None,
-    format: Annotated[
-        str | None, typer.Option("--format", "-f", help="json, ndjson or csv; default: by the file's name.")
-    ] = None,
+    format: Annotated[Format | None, typer.Option("--format", "-f", help="Default: by the file's name.")] = None,
     numbers: Annotated[bool, typer.Option("--numbers", help="Prices and volumes as numbers instead of text.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that exists.")] = False,
     db: DbOption = None,
 ) -> None:
     """Write the recorded books of an exchange as JSON, one complete book for every update, with a receipt beside it."""
     path = _database(context, db)
-    if format is None:
-        suffixes = [suffix.lstrip(".") for suffix in file.suffixes]
-        format = next((suffix for suffix in suffixes if suffix in ("json", "ndjson", "csv")), "json")
+    named: dict[str, Format] = {".ndjson": "ndjson", ".csv": "csv"}
+    form = format or next((named[suffix] for suffix in file.suffixes if suffix in named), "json")
     with Progress(
         TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[books]} books"), TimeElapsedColumn(),
         console=err, transient=True, disable=not err.is_terminal,
@@ -641,7 +639,7 @@ def export(
         receipt = DataConverter(path).export(
             exchange,
             file,
-            format=format,
+            format=form,
             market=market,
             start=_time(start),
             end=_time(end),
