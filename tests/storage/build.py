@@ -17,8 +17,8 @@ class Builder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.db = sqlite3.connect(path, isolation_level=None)
-        self.db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         self.db.execute("PRAGMA auto_vacuum = INCREMENTAL")
+        self.db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         self.db.execute("PRAGMA journal_mode = WAL")
         for _, sql in migrations():
             self.db.executescript(sql)
