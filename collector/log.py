@@ -365,12 +365,12 @@ class _Enqueue(QueueHandler):
     def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
         """Finish the record here: what it refers to may change before it is written."""
         if not hasattr(record, "tag"):  # a library's own, or a warning of Python
-            record.tag = record.name.partition(".")[0].upper()
+            tag = record.__dict__["tag"] = record.name.partition(".")[0].upper()
             try:
                 text = record.getMessage()
             except Exception as error:  # a library's mistake in its own arguments
                 text = f"{record.msg!r} {error!r}"
-            line = _Line(record.levelno, record.tag, "library", {"text": text})
+            line = _Line(record.levelno, tag, "library", {"text": text})
             record.msg, record.args = _message(line, "en"), None
             if record.exc_info and record.exc_info[0]:
                 record.stack_info = redact("".join(traceback.format_exception(*record.exc_info)))

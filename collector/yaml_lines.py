@@ -1,7 +1,7 @@
 """A YAML file as plain data, with the line of every key, and every reading mistake told in one line.
 
-Only what settings need: mappings with text keys, lists, scalars. A key that is written twice, which YAML readers usually
-let pass, is a mistake here, because the first value would be lost in silence.
+Only what settings need: mappings with text keys, lists, scalars. A key that is written twice, which YAML readers
+usually let pass, is a mistake here, because the first value would be lost in silence.
 """
 
 from collections.abc import Iterator
@@ -36,6 +36,61 @@ class Document(NamedTuple):
     mistakes: list[Mistake]
 
 
+class Written:
+    """The settings before they are checked, and where each was written."""
+
+    def __init__(self, tree: dict[str, Any], sources: dict[Place, str]) -> None:
+        self.tree = tree
+        self.sources = sources
+
+    def put(self, target: str, value: object, source: str) -> None:
+        """Set a value from outside the file, which then counts for everything beneath it."""
+        place: Place = tuple(target.split("."))
+        self._drop(place)
+        if place == ("markets",) and isinstance(exchanges := self.tree.get("exchanges"), dict):
+            for name, exchange in exchanges.items():
+                if isinstance(exchange, dict):
+                    exchange.pop("markets", None)
+                    self._drop(("exchanges", name, "markets"))
+        branch: Any = self.tree
+        for step in place[:-1]:
+            if branch.get(step) in (None, ""):
+                branch[step] = {}
+            branch = branch[step]
+            if not isinstance(branch, dict):
+                return  # a mistake in the file, told as such
+        branch[place[-1]] = value
+        self.sources[place] = source
+
+    def _drop(self, place: Place) -> None:
+        for below in [other for other in self.sources if other[: len(place)] == place]:
+            del self.sources[below]
+
+    def source(self, place: Place) -> str:
+        """Tell where the value at *place* was written; one without a place of its own came with what is above it."""
+        while place and place not in self.sources:
+            if self.value(place, absent=True) is None:
+                return "default"
+            place = place[:-1]
+        return self.sources.get(place, "default")
+
+    def nearest(self, place: Place) -> str:
+        """Tell where a person has to look for *place*, which may not be written at all."""
+        while place and place not in self.sources:
+            place = place[:-1]
+        return self.sources.get(place, "default")
+
+    def value(self, place: Place, *, absent: bool = False) -> Any:
+        """Return what was written at *place*; None where nothing was."""
+        branch: Any = self.tree
+        for step in place:
+            try:
+                branch = branch[step]
+            except (KeyError, IndexError, TypeError):
+                return None
+        return None if absent and branch == "" else branch
+
+
 def dotted(place: Place) -> str:
     """Write a place as people do: `exchanges.upbit.markets[1]`."""
     text = ""
@@ -62,7 +117,7 @@ def read(file: Path) -> Document:
         return _unreadable(file, mark.line + 1 if mark else 0, _syntax(error))
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
-        return _unreadable(file, line, f"character {error.character!r} is not allowed in YAML")
+        return _unreadable(file, line, f"the character {_character(error)!r} is not allowed in YAML")
     except RecursionError:
         return _unreadable(file, 0, "the settings are nested too deeply")
     if node is None:
@@ -135,6 +190,10 @@ def _unreadable(file: Path, line: int, text: str) -> Document:
     return Document({}, {}, [Mistake(f"{file}:{line}" if line else str(file), (), text)])
 
 
+def _character(error: yaml.reader.ReaderError) -> str:
+    return chr(error.character) if isinstance(error.character, int) else str(error.character)
+
+
 def _reason(file: Path, error: OSError) -> str:
     match error:
         case FileNotFoundError():
@@ -147,7 +206,7 @@ def _reason(file: Path, error: OSError) -> str:
 
 
 def _syntax(error: yaml.MarkedYAMLError) -> str:
-    problem = error.problem or error.context or "not YAML"
+    problem = ", ".join(part for part in (error.context, error.problem) if part)
     if r"'\t'" in problem:
         return "a tab where YAML wants spaces; indent with spaces"
     return "not YAML: " + " ".join(problem.split())

@@ -1,0 +1,310 @@
+"""The settings: what can be set, its type, unit, range, default and meaning.
+
+Validation, `docs/configuration.md`, the editor schema and `check` follow from the models here; `collector.config` reads
+them from a file. Secrets come from the environment or `.env` only. They are kept apart from the settings, so that
+nothing that prints settings can print them.
+"""
+
+import re
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, Self, get_args
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    Strict,
+    WithJsonSchema,
+    model_validator,
+)
+
+DEFAULT_EXCHANGES = ("bithumb", "coinone", "gopax", "korbit", "upbit")
+
+# Names in the environment and `.env`, as the owner wrote them.
+CONFIG_VARIABLE = "COLLECTOR_CONFIG"
+PATH_VARIABLES = {"DB_PATH": "storage.path", "LOG_PATH": "log.path"}
+KEY_VARIABLES = {"gopax": ("GOPAX_API_KEY", "GOPAX_SECRET_KEY")}
+
+Transport = Literal["rest", "websocket"]
+
+MARKET_PATTERN = r"^[A-Z0-9]{1,24}-[A-Z0-9]{2,12}$"
+Market = Annotated[
+    str,
+    Field(pattern=MARKET_PATTERN, json_schema_extra={"what": "a market", "allowed": "SYMBOL-CURRENCY in upper case"}),
+]
+
+
+def _url(*schemes: str) -> Any:
+    allowed = f"a URL that starts with {' or '.join(f'{scheme}://' for scheme in schemes)}, without user and password"
+    return Field(
+        pattern=rf"^({'|'.join(schemes)})://[^\s/?#@]+(/[^\s@]*)?$",
+        json_schema_extra={"what": "such a URL", "allowed": allowed},
+    )
+
+
+def _expanded(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise ValueError("the home directory of this user is not known") from None
+
+
+FilePath = Annotated[Path, Strict(False), AfterValidator(_expanded), WithJsonSchema({"type": "string"})]
+
+
+class Section(BaseModel):
+    """A group of settings: unknown names are mistakes, and a name without a value means the default."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_means_default(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        return {name: value for name, value in data.items() if name not in cls.model_fields or value not in (None, "")}
+
+
+class Endpoint(Section):
+    """Where to connect instead of the exchange's own address: a proxy, a test server, the simulator."""
+
+    websocket: Annotated[str, _url("ws", "wss")] | None = Field(None, description="The whole WebSocket URL.")
+    rest: Annotated[str, _url("http", "https"), AfterValidator(lambda url: url.rstrip("/"))] | None = Field(
+        None, description="The base URL of REST requests; the exchange's own path is appended."
+    )
+
+
+class Backoff(Section):
+    """How long a worker waits before it tries again: a random time below a limit that doubles with every failure."""
+
+    base_s: float = Field(1, ge=0.01, le=60, description="The first limit, in seconds.")
+    cap_s: float = Field(30, ge=0.01, le=3600, description="The limit never grows above this, in seconds.")
+    healthy_s: float = Field(
+        60, ge=0, le=3600, description="After so many seconds without a failure the limit starts again from `base_s`."
+    )
+
+    @model_validator(mode="after")
+    def _cap_is_not_below_base(self) -> Self:
+        if self.cap_s < self.base_s:
+            raise ValueError(f"cap_s {self.cap_s:g} is below base_s {self.base_s:g}; allowed: cap_s of at least base_s")
+        return self
+
+
+class MarketOptions(Section):
+    """What can be said of one market of one exchange."""
+
+    transport: Transport | None = Field(None, description="As `transport` of the exchange, for this market alone.")
+
+
+class MarketChoice(NamedTuple):
+    """A market to record; `transport` is None where the exchange's own usual one is meant."""
+
+    market: str
+    transport: Transport | None
+
+
+def _one_market(entry: Any) -> Any:
+    return {entry: {}} if isinstance(entry, str) else _with_options(entry) if isinstance(entry, dict) else entry
+
+
+def _with_options(entry: dict[str, Any]) -> dict[str, Any]:
+    return {market: {} if options in (None, "") else options for market, options in entry.items()}
+
+
+MarketEntry = Annotated[
+    dict[Market, MarketOptions],
+    Field(min_length=1, max_length=1),
+    BeforeValidator(_one_market),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "pattern": MARKET_PATTERN},
+                {
+                    "type": "object",
+                    "minProperties": 1,
+                    "maxProperties": 1,
+                    "additionalProperties": False,
+                    "patternProperties": {
+                        MARKET_PATTERN: {
+                            "type": "object",
+                            "additionalProperties": False,
+                            "properties": {"transport": {"enum": list(get_args(Transport))}},
+                        }
+                    },
+                },
+            ],
+            "what": "a market",
+            "allowed": "SYMBOL-CURRENCY in upper case",
+        }
+    ),
+]
+
+
+class Exchange(Section):
+    """One exchange; a name without any setting means all defaults."""
+
+    enabled: bool = Field(True, description="Whether this exchange is recorded.")
+    markets: list[MarketEntry] | None = Field(
+        None,
+        min_length=1,
+        description="Markets of this exchange, instead of the common `markets`. "
+        "An entry is `BTC-KRW`, or `{BTC-KRW: {transport: websocket}}` to give one market its own transport.",
+    )
+    transport: Transport | None = Field(
+        None, description="`websocket` listens, `rest` polls. Without it the exchange's usual way is taken."
+    )
+    poll_interval_s: float = Field(0.1, ge=0.05, le=60, description="Seconds from one poll to the next, over `rest`.")
+    auth: bool = Field(
+        False, description="Sign the connection with the keys in the environment or `.env` (GOPAX takes keys)."
+    )
+    markets_per_connection: int = Field(
+        1, ge=1, le=1000, description="How many markets share one connection, and so one thread."
+    )
+    endpoint: Endpoint = Field(default_factory=Endpoint, description="Other addresses than the exchange's own.")
+    probe_interval_s: float = Field(
+        60,
+        ge=0,
+        le=86_400,
+        description="Seconds between comparisons of a book kept from changes with a complete one over REST; 0: never.",
+    )
+    stale_s: float | None = Field(
+        None,
+        ge=0.1,
+        le=3600,
+        description="Reconnect when not even a heartbeat arrived for so many seconds. "
+        "Without it the exchange's own usual time is taken.",
+    )
+    backoff: Backoff = Field(default_factory=Backoff, description="Waits between two attempts.")
+
+
+class Storage(Section):
+    """Where the data goes."""
+
+    path: FilePath = Field(Path("data/collector.sqlite"), description="The SQLite database file.")
+    mode: Literal["changes", "full"] = Field(
+        "changes",
+        description="`changes` stores the price levels that changed, with complete books in between; "
+        "`full` stores a complete book at every update, at about fifteen times the size.",
+    )
+    retention_days: int = Field(
+        0, ge=0, le=36_500, description="Whole days that are kept; older ones are deleted. 0 keeps everything."
+    )
+    batch_ms: int = Field(250, ge=1, le=60_000, description="Commit after so many milliseconds at the latest.")
+    batch_records: int = Field(1000, ge=1, le=100_000, description="Commit after so many records at the latest.")
+
+
+class Intake(Section):
+    """What waits in memory between the exchanges and the database."""
+
+    memory_mib: int = Field(64, ge=1, le=65_536, description="How much may wait, in MiB; above it data is dropped.")
+
+
+class Log(Section):
+    """The log files."""
+
+    path: FilePath = Field(Path("logs"), description="The directory of the log files.")
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="The least that is written.")
+    file_mib: int = Field(20, ge=1, le=4096, description="A file is closed at this size, in MiB, and at midnight.")
+    files: int = Field(14, ge=1, le=10_000, description="How many closed files of each log are kept.")
+    stderr: bool = Field(True, description="Write everything to standard error too, for the systemd journal.")
+
+
+class Metrics(Section):
+    """The port with `/metrics`, `/healthz`, `/readyz` and `/status.json`."""
+
+    enabled: bool = Field(True, description="Whether the port is opened.")
+    host: str = Field("127.0.0.1", pattern=r"^\S+$", description="The address it listens on; there is no password.")
+    port: int = Field(9464, ge=0, le=65_535, description="The port; 0 takes any free one.")
+
+
+class Limits(Section):
+    """What keeps side tables and waits from growing."""
+
+    rejected_days: int = Field(30, ge=1, le=36_500, description="Days that messages nobody could read are kept.")
+    rejected_mib: int = Field(1024, ge=1, le=1_048_576, description="MiB of such messages, the oldest go first.")
+    event_days: int = Field(30, ge=1, le=36_500, description="Days that the log in the database is kept.")
+    event_mib: int = Field(1024, ge=1, le=1_048_576, description="MiB of the log in the database, the oldest go first.")
+    stop_timeout_s: float = Field(
+        10, ge=0.1, le=600, description="Seconds a worker gets to stop before it is named in the log and left behind."
+    )
+
+
+def _host_name() -> str:
+    return re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname())[:64] or "collector"
+
+
+def _default_exchanges() -> dict[str, Exchange]:
+    return {name: Exchange() for name in DEFAULT_EXCHANGES}
+
+
+def _named_exchanges(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return {name: {} if exchange in (None, "") else exchange for name, exchange in value.items()}
+
+
+class Settings(Section):
+    """Everything that can be set; `load` is how to get one, `Settings()` is all defaults."""
+
+    collector_id: str = Field(
+        default_factory=_host_name,
+        pattern=r"^[A-Za-z0-9._-]{1,64}$",
+        description="The name of this collector in the database. The default is the host name.",
+        json_schema_extra={"what": "such a name", "allowed": "1 to 64 letters, digits, dots, dashes, underscores"},
+    )
+    language: Literal["ko", "en"] = Field("ko", description="The language of the log.")
+    markets: list[Market] = Field(
+        ["BTC-KRW"], min_length=1, description="Markets recorded at every exchange that does not name its own."
+    )
+    exchanges: Annotated[dict[str, Exchange], BeforeValidator(_named_exchanges)] = Field(
+        default_factory=_default_exchanges,
+        description="The exchanges to record, by name. Without this key: " + ", ".join(DEFAULT_EXCHANGES) + ".",
+        json_schema_extra={"allowed": "names of exchanges, one a line, each with a colon"},
+    )
+    storage: Storage = Field(default_factory=Storage, description="Where the data goes.")
+    intake: Intake = Field(default_factory=Intake, description="What waits in memory for the database.")
+    log: Log = Field(default_factory=Log, description="The log files.")
+    metrics: Metrics = Field(default_factory=Metrics, description="Metrics and health over HTTP.")
+    limits: Limits = Field(default_factory=Limits, description="What keeps side tables and waits from growing.")
+
+    _sources: dict[str, tuple[object, str]] = PrivateAttr(default_factory=dict)
+    _secrets: dict[str, tuple[SecretStr, str]] = PrivateAttr(default_factory=dict)
+
+    @property
+    def sources(self) -> Mapping[str, tuple[object, str]]:
+        """Every setting by its dotted path: the value in force, and where it was written."""
+        return self._sources
+
+    @property
+    def secrets(self) -> Mapping[str, tuple[SecretStr, str]]:
+        """The secrets that are set, by the name of their variable, and where each was written."""
+        return self._secrets
+
+    def keys(self, exchange: str) -> tuple[SecretStr, SecretStr] | None:
+        """Return key and secret of an exchange, or None where they are not both set."""
+        found = [self._secrets[name][0] for name in KEY_VARIABLES.get(exchange, ()) if name in self._secrets]
+        return (found[0], found[1]) if len(found) == 2 else None
+
+    def choices(self, exchange: str) -> tuple[MarketChoice, ...]:
+        """Return the markets to record at an exchange, in the order they are written; none where it is disabled."""
+        chosen = self.exchanges.get(exchange)
+        if chosen is None or not chosen.enabled:
+            return ()
+        return market_choices(chosen, self.markets)
+
+
+def market_choices(exchange: Exchange, markets: list[str]) -> tuple[MarketChoice, ...]:
+    """Return the markets of an exchange, the common *markets* where it has none of its own."""
+    if exchange.markets is None:
+        return tuple(MarketChoice(market, exchange.transport) for market in markets)
+    return tuple(
+        MarketChoice(market, options.transport or exchange.transport)
+        for entry in exchange.markets
+        for market, options in entry.items()
+    )
