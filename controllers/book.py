@@ -19,6 +19,7 @@ from collector.records import Book, BookChange
 Changes = list[tuple[str, str]]
 
 _ZERO = Decimal(0)
+_ABSENT = object()  # what no size equals: a size of null must not pass for that of a level that is not there
 
 
 class Side:
@@ -47,7 +48,7 @@ class Side:
         levels = self.levels
         if new == levels:
             return []
-        changed = [(price, size) for price, size in new.items() if levels.get(price) != size]
+        changed = [(price, size) for price, size in new.items() if levels.get(price, _ABSENT) != size]
         added = sum(price not in levels for price, _ in changed)
         gone = [price for price in levels if price not in new] if added or len(new) != len(levels) else []
         changes: Changes = []
