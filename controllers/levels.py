@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterable, Sequence
+from operator import attrgetter
 from typing import Any, TypeVar
 
 from collector.errors import BadFrame
@@ -13,6 +14,7 @@ _Read = TypeVar("_Read", bound=Callable[..., Any])
 
 decode_any = decoder(Any)
 
+_bid_price, _ask_price = attrgetter("bid_price"), attrgetter("ask_price")
 _ZEROS = frozenset((0, "0", "0.0"))
 
 
@@ -36,19 +38,18 @@ def pairs(units: Sequence[Any]) -> tuple[Levels, Levels]:
     A thin side is filled up with price nought: such levels are left out. Raises `BadFrame` as `side` does.
     """
     try:
-        return (
-            _unpadded({unit.bid_price: unit.bid_size for unit in units}, len(units)),
-            _unpadded({unit.ask_price: unit.ask_size for unit in units}, len(units)),
-        )
+        bids = {unit.bid_price: unit.bid_size for unit in units}
+        asks = {unit.ask_price: unit.ask_size for unit in units}
     except TypeError:
         raise BadFrame("a price is not a number") from None
+    return _unpadded(bids, units, _bid_price), _unpadded(asks, units, _ask_price)
 
 
-def _unpadded(levels: Levels, count: int) -> Levels:
-    if len(levels) == count and _ZEROS.isdisjoint(levels):
+def _unpadded(levels: Levels, units: Sequence[Any], price_of: Callable[[Any], Number]) -> Levels:
+    if len(levels) == len(units) and _ZEROS.isdisjoint(levels):
         return levels
     kept = {price: size for price, size in levels.items() if not is_zero(price)}
-    if len(kept) == len(levels):
+    if len(kept) + sum(is_zero(price_of(unit)) for unit in units) != len(units):
         raise BadFrame("a price stands in the book twice")
     return kept
 
