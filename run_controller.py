@@ -630,7 +630,7 @@ def export(
     """Write the recorded books of an exchange as JSON, one complete book for every update, with a receipt beside it."""
     path = _database(context, db)
     named: dict[str, Format] = {".ndjson": "ndjson", ".csv": "csv"}
-    form = format or next((named[suffix] for suffix in file.suffixes if suffix in named), "json")
+    form: Format = format or next((named[suffix] for suffix in file.suffixes if suffix in named), "json")
     with Progress(
         TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[books]} books"), TimeElapsedColumn(),
         console=err, transient=True, disable=not err.is_terminal,

@@ -10,7 +10,8 @@ _UNIX = re.compile(r"(\d{1,12})(?:\.(\d{1,6}))?", re.ASCII)
 def parse_time(text: str) -> int:
     """Return a written time in microseconds since 1970 UTC.
 
-    Read are `2026-11-21T03:04:05.678Z`, `2026-11-21 12:04+09:00`, `2026-11-21` and Unix seconds. A time without an offset is UTC. Raises `ValueError` that says what is allowed.
+    Read are `2026-11-21T03:04:05.678Z`, `2026-11-21 12:04+09:00`, `2026-11-21` and Unix seconds. A time without an
+    offset is UTC. Raises `ValueError` that says what is allowed.
     """
     unix = _UNIX.fullmatch(text.strip())
     if unix and len(unix[1]) > 8:

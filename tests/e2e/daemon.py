@@ -15,7 +15,9 @@ ROOT = Path(__file__).resolve().parents[2]
 class Child:
     """A daemon in a process of its own; `program` may name another script than run_controller.py."""
 
-    def __init__(self, folder: Path, exchanges: Mapping[str, object], *, program: Path = ROOT / "run_controller.py") -> None:
+    def __init__(
+        self, folder: Path, exchanges: Mapping[str, object], *, program: Path = ROOT / "run_controller.py"
+    ) -> None:
         self.folder = folder
         self.database = folder / "collector.sqlite"
         self.config = folder / "collector.yaml"

@@ -1,4 +1,4 @@
-"""The daemon with promise 1 taken away: coverage is committed before the data it speaks of, and the power goes in between.
+"""The daemon with promise 1 taken away: coverage is committed before its data, and a kill comes in between.
 
 `SPLIT_KILL_AFTER` says after how many commits it kills itself there; 0: never.
 """

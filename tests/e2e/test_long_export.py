@@ -63,11 +63,12 @@ def test_a_million_updates(tmp_path: Path) -> None:
         first += 1000
         wal_bytes = max(wal_bytes, store.sizes()[1])
         pid, status, usage = os.wait4(export.pid, os.WNOHANG)
+    export.returncode = os.waitstatus_to_exitcode(status)
     store.release()
     size = (tmp_path / "out.ndjson").stat().st_size
     (tmp_path / "out.ndjson").unlink()
 
-    assert status == 0
+    assert export.returncode == 0
     receipt = json.loads((tmp_path / "out.ndjson.manifest.json").read_text())
     assert receipt["books"] == UPDATES
     assert receipt["bytes"] == size
