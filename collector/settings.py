@@ -55,7 +55,9 @@ def _expanded(path: Path) -> Path:
         raise ValueError("the home directory of this user is not known") from None
 
 
-FilePath = Annotated[Path, Strict(False), AfterValidator(_expanded), WithJsonSchema({"type": "string"})]
+FilePath = Annotated[
+    Path, Strict(False), AfterValidator(_expanded), WithJsonSchema({"type": "string", "allowed": "a path"})
+]
 
 
 class Section(BaseModel):

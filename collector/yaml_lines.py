@@ -67,12 +67,8 @@ class Written:
             del self.sources[below]
 
     def source(self, place: Place) -> str:
-        """Tell where the value at *place* was written; one without a place of its own came with what is above it."""
-        while place and place not in self.sources:
-            if self.value(place, absent=True) is None:
-                return "default"
-            place = place[:-1]
-        return self.sources.get(place, "default")
+        """Tell where the value in force at *place* was written; one that is empty is not in force."""
+        return "default" if self.value(place) in (None, "") else self.nearest(place)
 
     def nearest(self, place: Place) -> str:
         """Tell where a person has to look for *place*, which may not be written at all."""
@@ -80,7 +76,7 @@ class Written:
             place = place[:-1]
         return self.sources.get(place, "default")
 
-    def value(self, place: Place, *, absent: bool = False) -> Any:
+    def value(self, place: Place) -> Any:
         """Return what was written at *place*; None where nothing was."""
         branch: Any = self.tree
         for step in place:
@@ -88,7 +84,7 @@ class Written:
                 branch = branch[step]
             except (KeyError, IndexError, TypeError):
                 return None
-        return None if absent and branch == "" else branch
+        return branch
 
 
 def dotted(place: Place) -> str:
