@@ -629,8 +629,8 @@ def export(
 ) -> None:
     """Write the recorded books of an exchange as JSON, one complete book for every update, with a receipt beside it."""
     path = _database(context, db)
-    named: dict[str, Format] = {".ndjson": "ndjson", ".csv": "csv"}
-    form: Format = format or next((named[suffix] for suffix in file.suffixes if suffix in named), "json")
+    if format is None:
+        format = "ndjson" if ".ndjson" in file.suffixes else "csv" if ".csv" in file.suffixes else "json"
     with Progress(
         TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[books]} books"), TimeElapsedColumn(),
         console=err, transient=True, disable=not err.is_terminal,
@@ -639,7 +639,7 @@ def export(
         receipt = DataConverter(path).export(
             exchange,
             file,
-            format=form,
+            format=format,
             market=market,
             start=_time(start),
             end=_time(end),

@@ -28,7 +28,7 @@ class SplitStore(SQLiteStore):
         self._transaction(lambda: self._write(rows, now_us))
 
 
-run_controller.SQLiteStore = SplitStore  # type: ignore[misc]
+vars(run_controller)["SQLiteStore"] = SplitStore
 
 if __name__ == "__main__":
     run_controller.main()
