@@ -74,7 +74,11 @@ class Gopax(WSController):
         url = super().address()
         if self.keys is None:
             return url
-        return f"{url}?{urlencode(signature(*self.keys, self.clock.wall_us() // 1000))}"
+        try:
+            return f"{url}?{urlencode(signature(*self.keys, self.clock.wall_us() // 1000))}"
+        except ValueError:
+            self.refused(VenueRefused("GOPAX_SECRET_KEY is not base64; copy it again from the exchange"))
+            return url
 
     def refused(self, error: VenueRefused) -> None:
         """Go on without the key: books need none."""

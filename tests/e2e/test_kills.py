@@ -7,7 +7,9 @@ import random
 import signal
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +20,7 @@ from tests.e2e.daemon import Child
 
 EXCHANGES = ("upbit", "bithumb", "coinone", "korbit", "gopax")
 KILLS = 20
-FAULTS: tuple[tuple[str, dict[str, object]], ...] = (
+FAULTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("disconnect", {}),
     ("garbage", {}),
     ("duplicate", {}),
@@ -46,6 +48,10 @@ def options(simulator: Simulator) -> dict[str, object]:
     }
 
 
+def _has_epochs(child: Child, count: int) -> bool:
+    return child.epochs_with_data() >= count
+
+
 def test_twenty_kills_and_faults_leave_every_message_accounted_for(simulator: Simulator, tmp_path: Path) -> None:
     """Kill -9 at random moments while the venues misbehave; the last run ends in order."""
     moments = random.Random(7)
@@ -53,7 +59,7 @@ def test_twenty_kills_and_faults_leave_every_message_accounted_for(simulator: Si
     for kill in range(KILLS):
         before = child.epochs_with_data()
         child.start()
-        wait_until(lambda before=before: child.epochs_with_data() >= before + 3, 30, f"three feeds live, kill {kill}")
+        wait_until(partial(_has_epochs, child, before + 3), 30, f"three feeds live, kill {kill}")
         kind, parameters = moments.choice(FAULTS)
         exchange = parameters.get("exchange") or moments.choice(EXCHANGES)
         simulator.fault(kind, str(exchange), **{k: v for k, v in parameters.items() if k != "exchange"})
@@ -62,7 +68,7 @@ def test_twenty_kills_and_faults_leave_every_message_accounted_for(simulator: Si
         assert child.wait() == -signal.SIGKILL
     before = child.epochs_with_data()
     child.start()
-    wait_until(lambda: child.epochs_with_data() >= before + 5, 30, "all five live again")
+    wait_until(partial(_has_epochs, child, before + 5), 30, "all five live again")
     child.send(signal.SIGTERM)
     assert child.wait() == 0
     simulator.stop()
