@@ -7,6 +7,7 @@ it ran, 2 something is wrong that a person must mend before it can start.
 
 import contextlib
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -37,6 +38,7 @@ from collector.errors import CollectorError, ConfigError, SourceError, StorageEr
 from collector.intake import Intake
 from collector.metrics import Metrics
 from collector.records import Delivery, Event
+from collector.settings import MARKET_PATTERN
 from collector.supervisor import Supervisor
 from collector.systemd import Notifier, watchdog_interval_s
 from collector.times import parse_time, show_duration, show_time
@@ -88,6 +90,7 @@ class Daemon:
             run_uid=str(uuid.uuid4()),
             started_us=self.started_us,
         )
+        _require_log_folder(settings.log.path)  # before the database is touched
         self.store.open()
         try:
             self.logs = logs.setup(
@@ -303,6 +306,24 @@ class Growth:
         return max(0.0, (last - first) / (last_us - first_us) * 86_400_000_000)
 
 
+def _require_log_folder(folder: Path) -> None:
+    """Raise `ConfigError` where no log can be written; leaves nothing behind."""
+    made: list[Path] = []
+    try:
+        for missing in reversed([path for path in (folder, *folder.parents) if not path.exists()]):
+            missing.mkdir()
+            made.append(missing)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"{folder}: no log can be written there ({error.strerror}); set log.path or LOG_PATH to another folder"
+        ) from None
+    finally:
+        for path in reversed(made):
+            path.rmdir()
+
+
 class Rates:
     """Frames a second of every feed over the last seconds, from the totals that controllers count."""
 
@@ -436,7 +457,7 @@ def demo(
     """Record five exchanges that a simulator on this machine plays, and show it live; needs no network and no keys."""
     from simulator import Simulator
 
-    markets = tuple(market) if market else ("BTC-KRW", "ETH-KRW")
+    markets = _markets(market) or ("BTC-KRW", "ETH-KRW")
     if db is None:
         db = Path("data") / f"demo-{time.strftime('%Y%m%d-%H%M%S')}.sqlite"
     names = sorted(controllers.venues())
@@ -459,6 +480,7 @@ def demo(
         f"Get them back as JSON:  python run_controller.py export UPBIT upbit.json --db {db}",
         highlight=False,
         markup=False,
+        soft_wrap=True,
     )
     raise typer.Exit(status)
 
@@ -501,10 +523,10 @@ def _live_table(daemon: Daemon) -> Iterator[None]:
 def check(context: typer.Context) -> None:
     """Check the configuration and show every setting with where it comes from; starts nothing."""
     settings = context.obj()
-    table = Table("setting", "value", "from", box=None, pad_edge=False)
-    for row in describe(settings):
-        table.add_row(*(str(cell) for cell in row))
-    out.print(table)
+    rows = [("setting", "value", "from"), *describe(settings)]
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    for name, value, source in rows:  # whole, whatever the width of the terminal: what is cut off helps nobody
+        out.print(f"{name:{widths[0]}}  {value:{widths[1]}}  {source}", markup=False, highlight=False, soft_wrap=True)
     feeds = sum(len(markets) for _, markets, _ in _plan(settings))
     out.print(f"\nok: {feeds} feeds on {len(list(_plan(settings)))} connections", highlight=False)
 
@@ -629,6 +651,7 @@ def export(
 ) -> None:
     """Write the recorded books of an exchange as JSON, one complete book for every update, with a receipt beside it."""
     path = _database(context, db)
+    start_us, end_us = _range(start, end)
     if format is None:
         format = "ndjson" if ".ndjson" in file.suffixes else "csv" if ".csv" in file.suffixes else "json"
     with Progress(
@@ -641,8 +664,8 @@ def export(
             file,
             format=format,
             market=market,
-            start=_time(start),
-            end=_time(end),
+            start=start_us,
+            end=end_us,
             numbers=numbers,
             overwrite=overwrite,
             progress=lambda books, fraction: progress.update(task, completed=fraction, books=books),
@@ -656,7 +679,7 @@ def book(
     exchange: Annotated[str, typer.Argument(help="An exchange, such as UPBIT.")],
     market: Annotated[str, typer.Option("--market", "-m", help="The market.")] = "BTC-KRW",
     at: Annotated[str | None, typer.Option("--at", help="The moment; default: the newest book.")] = None,
-    depth: Annotated[int, typer.Option(help="Levels a side; 0 for all.")] = 10,
+    depth: Annotated[int, typer.Option(min=0, help="Levels a side; 0 for all.")] = 10,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     db: DbOption = None,
 ) -> None:
@@ -714,7 +737,7 @@ def coverage(
 ) -> None:
     """Show for every feed when it was heard and when not, and why; the shares add up to 100 %."""
     with Reader(_database(context, db)) as reader:
-        start_us, end_us = _time(start), _time(end)
+        start_us, end_us = _range(start, end)
         feeds = coverage_of(reader, start_us, end_us, exchange=exchange, market=market)
     if json:
         sys.stdout.buffer.write(orjson.dumps([feed.as_dict() for feed in feeds], option=orjson.OPT_APPEND_NEWLINE))
@@ -767,11 +790,15 @@ def simulate(
 
     from simulator import Simulator
 
+    markets = _markets(market) or ("BTC-KRW", "ETH-KRW")
     try:
         factor = None if speed == "max" else float(speed)
+    except ValueError:
+        raise ConfigError(f"--speed: {speed!r} is neither max nor a number") from None
+    try:
         simulator = Simulator(
             [name.lower() for name in exchange],
-            tuple(market or ("BTC-KRW", "ETH-KRW")),
+            markets,
             seed=seed,
             rate_hz=rate,
             port=port,
@@ -780,12 +807,13 @@ def simulate(
             speed=factor,
             loop=loop,
         )
-    except (ValueError, ImportError) as error:
-        raise ConfigError(str(error)) from None
+        simulator.start()
+    except (ValueError, ImportError, OSError) as error:
+        raise ConfigError(f"the simulator can't start: {error}") from None
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
-    with simulator:
+    try:
         out.print("# put this into config/collector.yaml", highlight=False)
         out.print("exchanges:", highlight=False)
         for name, endpoint in simulator.endpoints.items():
@@ -796,6 +824,8 @@ def simulate(
         while not ended.wait(0.5):
             if simulator.failed():
                 raise CollectorError("the simulator stopped by itself")
+    finally:
+        simulator.stop()
 
 
 # --- small pieces of the command line ---------------------------------------------------------------------------------
@@ -803,6 +833,20 @@ def simulate(
 
 def _database(context: typer.Context, db: Path | None) -> Path:
     return db if db is not None else context.obj().storage.path
+
+
+def _markets(names: Sequence[str] | None) -> tuple[str, ...]:
+    for name in names or ():
+        if not re.fullmatch(MARKET_PATTERN, name):
+            raise ConfigError(f"--market: {name!r} is not a market; allowed: SYMBOL-CURRENCY in upper case")
+    return tuple(names or ())
+
+
+def _range(start: str | None, end: str | None) -> tuple[int | None, int | None]:
+    start_us, end_us = _time(start), _time(end)
+    if start_us is not None and end_us is not None and start_us >= end_us:
+        raise ConfigError(f"--from {start} is not before --to {end}: nothing lies between them")
+    return start_us, end_us
 
 
 def _time(text: str | None) -> int | None:
