@@ -181,7 +181,7 @@ class Controller(Worker):
                 continue
             state = self.feeds.get(message.market)
             if state is None:
-                self._reject(frame, at_us, BadFrame(f"market {message.market!r} was not asked for"), None)
+                self._reject(frame, at_us, BadFrame(f"market {message.market!r} was not asked for"), None, rows)
                 return []
             data[state] = None
             if state.doubted:
@@ -189,7 +189,7 @@ class Controller(Worker):
             try:
                 self._book(state, message, at_us, rows)
             except BadFrame as error:
-                self._reject(frame, at_us, error, state)
+                self._reject(frame, at_us, error, data, rows)
                 return []
         if not data:
             self._counts["ignored"] += 1
@@ -300,13 +300,26 @@ class Controller(Worker):
             self.log.warning("checksum_mismatch", market=state.feed.market)
             rows.append(EpochVerdict(state.epoch, "unverified"))
 
-    def _reject(self, frame: bytes, at_us: int, error: SourceError, state: FeedState | None) -> None:
-        # Without a market nobody knows whose data it was: every feed of the connection stops being covered.
+    def _reject(
+        self,
+        frame: bytes,
+        at_us: int,
+        error: SourceError,
+        states: Iterable[FeedState] | None,
+        rows: Iterable[Record] = (),
+    ) -> None:
+        # Without a market nobody knows whose data it was: every feed of the connection stops being covered. A frame is
+        # rejected as a whole, so an epoch that its first half would have opened does not come into being.
         received_us = at_us + self._offset_us
         self._rejected += 1
-        market = state.feed.market if state else (self.markets[0] if len(self.markets) == 1 else None)
+        for record in rows:
+            if type(record) is EpochOpened:
+                state = self.feeds[record.market]
+                state.epoch, state.gap_since_us, state.gap_reason = 0, at_us, "rejected"
+        hits = list(self.feeds.values() if states is None else states)
+        market = hits[0].feed.market if len(hits) == 1 else None
         self.log.warning("rejected", reason=str(error), market=market)
-        for hit in (state,) if state else self.feeds.values():
+        for hit in hits:
             self.end_epoch(hit, "rejected")
             hit.book.clear()
             hit.early.clear()
