@@ -18,7 +18,7 @@ import msgspec
 from collector.errors import BadFrame, UnknownFrame, VenueRefused
 from collector.numbers import decoder
 from collector.records import Book, Message
-from controllers.levels import decode_any, listed, pairs, shaped, swapped, venue_us
+from controllers.levels import decode_any, pairs, shaped, swapped, venue_us
 from controllers.websocket import WSController
 
 
@@ -58,8 +58,13 @@ class _LongFrame(msgspec.Struct, gc=False):
     total_bid_size: Any = None
 
 
+class _RestBook(msgspec.Struct, gc=False):
+    units: list[_LongUnit] = msgspec.field(name="orderbook_units")
+
+
 _decode = decoder(_Frame)
 _decode_long = decoder(_LongFrame)
+_decode_rest = decoder(list[_RestBook])
 
 
 class Upbit(WSController):
@@ -105,12 +110,9 @@ class Upbit(WSController):
 
     @shaped
     def parse_probe(self, market: str, body: bytes) -> Book:
-        """Read a list of one book, which has the long keys of the socket."""
-        (book,) = decode_any(body)
-        units = book["orderbook_units"]
-        bids = listed((unit["bid_price"], unit["bid_size"]) for unit in units)
-        asks = listed((unit["ask_price"], unit["ask_size"]) for unit in units)
-        return Book(market, bids, asks)
+        """Read a list of one book, which has the long keys and the padding of the socket."""
+        (book,) = _decode_rest(body)
+        return Book(market, *pairs(book.units))
 
     @classmethod
     @shaped
