@@ -375,6 +375,7 @@ def test_backup_ends_although_the_database_is_written_all_the_time(
     def write_between(_: float) -> None:
         nonlocal n
         n += 1
+        assert n < 2_000, "the copy starts again and again"
         db.row(epoch, n, n, bids=[], asks=[], keyframe=True)
 
     backup(db.path, tmp_path / "copy.sqlite", write_between)
