@@ -10,6 +10,7 @@ A warning or an error that repeats under one tag is written once a minute, then 
 Whatever was handed to `register_secret` is written as `***`, wherever it turns up.
 """
 
+import copy
 import json
 import logging
 import queue
@@ -85,9 +86,9 @@ class Log:
         line = _Line(number, tag or self.tag, key, details)
         system = _system
         if system is None:
-            _emit(line, "ko", None)
+            _logger.handle(_record(line, "ko", None))
         elif system.repeats.passes(line):
-            _emit(line, system.language, system.clock)
+            _logger.handle(system.record(line))
 
 
 class _Line(NamedTuple):
@@ -116,7 +117,7 @@ class LogSystem:
         self.language = language
         self.clock = clock
         self.repeats = _Repeats(clock)
-        self._writer = _Writer(log_path, file_bytes, files, stderr, on_event)
+        self._writer = _Writer(log_path, file_bytes, files, stderr, on_event, self.record)
         self.set_feeds(feeds)
         self._queue: queue.Queue[logging.LogRecord | None] = queue.Queue(QUEUE_LINES)
         self._handler = _Enqueue(self._queue)
@@ -142,17 +143,21 @@ class LogSystem:
         shared = {exchange for exchange, number in markets.items() if number > FILES_PER_EXCHANGE}
         names = {tag: (feed[0].upper() if feed[0] in shared else tag) for feed, tag in self._tags.items()}
         names |= {exchange.upper(): exchange.upper() for exchange in shared}
-        self._writer.names = names
+        self._writer.names = {**self._writer.names, **names}  # feeds that are gone may still have lines to come
 
     def connection(self, exchange: str, markets: Iterable[str]) -> Log:
         """Return the log of a connection: under the tag of its market, or of the exchange where it carries several."""
         found = {market: self._tags.get((exchange, market), f"{exchange}-{market}".upper()) for market in markets}
         return Log(next(iter(found.values())) if len(found) == 1 else exchange.upper(), found)
 
+    def record(self, line: _Line) -> logging.LogRecord:
+        """Make the record of an event, in this log's language and time."""
+        return _record(line, self.language, self.clock)
+
     def release_repeats(self, *, everything: bool = False) -> None:
         """Write the held-back lines whose minute is over."""
         for line, held in self.repeats.due(everything=everything):
-            _emit(line._replace(details={**line.details, "held": held}), self.language, self.clock)
+            _logger.handle(self.record(line._replace(details={**line.details, "held": held})))
 
     def flush(self) -> None:
         """Return when everything logged so far is written."""
@@ -292,14 +297,14 @@ def _quoted(text: str) -> str:
     return '"' + _escaped(text.replace("\\", "\\\\").replace('"', '\\"')) + '"'
 
 
-def _emit(line: _Line, language: Language, clock: Clock | None) -> None:
-    """Hand a finished record to whoever listens: the files, and in tests whatever they attached."""
+def _record(line: _Line, language: Language, clock: Clock | None) -> logging.LogRecord:
+    """Make a finished record: nothing in it changes any more, or holds a secret."""
     record = _logger.makeRecord(_logger.name, line.level, "", 0, _message(line, language), (), None)
     if clock is not None:
         record.created = clock.wall_us() / 1e6
     record.__dict__["tag"] = line.tag
     record.stack_info = redact(str(line.details["stack"])) if "stack" in line.details else None
-    _logger.handle(record)
+    return record
 
 
 # --- repeats ----------------------------------------------------------------------------------------------------------
@@ -364,6 +369,7 @@ class _Enqueue(QueueHandler):
 
     def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
         """Finish the record here: what it refers to may change before it is written."""
+        record = copy.copy(record)  # other handlers get the same one
         if not hasattr(record, "tag"):  # a library's own, or a warning of Python
             tag = record.__dict__["tag"] = record.name.partition(".")[0].upper()
             try:
@@ -422,7 +428,13 @@ class _Writer(logging.Handler):
     """Writes records into the files and to standard error."""
 
     def __init__(
-        self, folder: Path, file_bytes: int, files: int, stderr: bool, on_event: Callable[[Event], None] | None
+        self,
+        folder: Path,
+        file_bytes: int,
+        files: int,
+        stderr: bool,
+        on_event: Callable[[Event], None] | None,
+        record: Callable[[_Line], logging.LogRecord],
     ) -> None:
         super().__init__()
         self.names: Mapping[str, str] = {}  # which file a tag has beside the common one
@@ -430,6 +442,7 @@ class _Writer(logging.Handler):
         self._folder, self._file_bytes, self._files_kept = folder, file_bytes, files
         self._stderr = stderr
         self._on_event = on_event
+        self._record = record
         self._files: dict[str, LogFile] = {}
         self._failing: dict[str, int] = {}  # what can't be written now, and how many lines it has cost
         try:
@@ -481,9 +494,7 @@ class _Writer(logging.Handler):
             self._fail(name, f"{path} can't be written, lines are lost until it can: {error.strerror}")
         else:
             if lost := self._failing.pop(name, 0):
-                _emit(
-                    _Line(logging.WARNING, "COLLECTOR", "log_lost", {"file": f"{name}.log", "lines": lost}), "en", None
-                )
+                self.emit(self._record(_Line(logging.WARNING, "COLLECTOR", "log_lost", {"file": name, "lines": lost})))
 
     def _fail(self, what: str, text: str) -> None:
         self.dropped += 1

@@ -97,6 +97,10 @@ TEXTS: dict[str, tuple[str, str]] = {
     "writer_died": ("저장 스레드 비정상 종료", "the writer died"),
     "writer_abandoned": ("멈추지 않는 저장 스레드를 포기", "the writer does not stop and is abandoned"),
     "retention": ("보관 기간이 지난 데이터 삭제", "data beyond its retention deleted"),
+    "housekeeping_failed": (
+        "정리 작업 실패, 다음에 재시도: {error}",
+        "housekeeping failed, tried again later: {error}",
+    ),
     "backup": ("백업 완료", "backup written"),
     "backup_failed": ("백업 실패: {error}", "backup failed: {error}"),
     "export": ("내보내기 완료", "export written"),
