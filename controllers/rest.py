@@ -104,18 +104,18 @@ class RESTController(Controller):
             self._not_data()
             raise VenueRefused(f"HTTP {response.status_code}: {response.text[:200]!r}")
         self._is_connected(True)
-        state = self.feeds[market]
+        feed = self.feeds[market]
         body = response.content
-        if state.epoch and body == self._last.get(market):
+        if feed.epoch and body == self._last.get(market):
             self._counts["received"] += 1
             self._counts["duplicate"] += 1
-            state.frames += 1
-            state.total += 1
-            self._heard_at_us = state.confirmed_at_us = at_us
+            feed.frames += 1
+            feed.total += 1
+            self._heard_at_us = feed.confirmed_at_us = at_us
             return
         self._last.pop(market, None)
         self.handle(body, at_us)
-        if state.epoch:
+        if feed.epoch:
             self._last[market] = body
 
     def _not_data(self) -> None:
@@ -123,9 +123,9 @@ class RESTController(Controller):
         self._counts["ignored"] += 1
 
     def _end_what_is_too_old(self, now_us: int) -> None:
-        for state in self.feeds.values():
-            if state.epoch and now_us - state.confirmed_at_us > self._apart_us:
-                self.end_epoch(state, "stale")
+        for feed in self.feeds.values():
+            if feed.epoch and now_us - feed.confirmed_at_us > self._apart_us:
+                self.end_epoch(feed, "stale")
                 self.flush()
 
     def _is_connected(self, connected: bool) -> None:

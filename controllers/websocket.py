@@ -14,10 +14,11 @@ from urllib.parse import urlsplit
 import requests
 
 from collector.errors import BookDiffers, ConnectionLost, SourceError, StaleConnection, VenueRefused
-from collector.records import Book, EpochVerdict, Refused, Reply
-from controllers.base import Controller, FeedState, Setup
+from collector.records import Book, BookChange, EpochVerdict, Record, Refused, Reply
+from controllers.base import Controller, Setup
 from controllers.book import OrderBook
 from controllers.connection import Connection
+from controllers.feed import HeardFeed
 from controllers.frames import CLOSE, PING, PONG, close_reason
 
 FIRST_BOOK_US = 10_000_000  # a market without a book for so long after subscribing is worth a warning
@@ -137,9 +138,9 @@ class WSController(Controller):
     def _listen(self, connection: Connection) -> None:
         now_us = self.clock.monotonic_us()
         self._heard_at_us = now_us
-        for state in self.feeds.values():
-            state.first_wait_us, state.refused = now_us, ""
-            state.doubted, state.probe_failures = False, 0
+        for feed in self.feeds.values():
+            feed.first_wait_us, feed.refused = now_us, ""
+            feed.doubted, feed.probe_failures = False, 0
         second_us = keepalive_us = ping_us = now_us
         while not self.stopping.is_set():
             arrived = connection.receive()
@@ -173,21 +174,21 @@ class WSController(Controller):
             connection.send_text(ask.text)
         elif isinstance(ask, Refused):
             refused = [self.feeds[ask.market]] if ask.market in self.feeds else list(self.feeds.values())
-            for state in refused:
-                if not state.epoch:
-                    state.refused = ask.detail
+            for feed in refused:
+                if not feed.epoch:
+                    feed.refused = ask.detail
             self.log.error("api_error", error=ask.detail, market=ask.market)
-            if all(state.refused for state in self.feeds.values()):
+            if all(feed.refused for feed in self.feeds.values()):
                 raise VenueRefused(f"the exchange refused the subscription: {ask.detail}")
 
     def _watch(self, now_us: int) -> None:
         silent_us = now_us - self._heard_at_us
         if silent_us > self._stale_us:
             raise StaleConnection(f"not one frame for {silent_us / 1e6:.0f} s")
-        for state in self.feeds.values():
-            if state.first_wait_us is not None and now_us - state.first_wait_us > FIRST_BOOK_US:
-                state.first_wait_us = None
-                self.log.warning("silent", market=state.feed.market, seconds=FIRST_BOOK_US // 1_000_000)
+        for feed in self.feeds.values():
+            if feed.first_wait_us is not None and now_us - feed.first_wait_us > FIRST_BOOK_US:
+                feed.first_wait_us = None
+                self.log.warning("silent", market=feed.market, seconds=FIRST_BOOK_US // 1_000_000)
         if self._probe is not None:
             self._judge(self._probe, now_us)
         else:
@@ -197,65 +198,66 @@ class WSController(Controller):
 
     def _doubt(self, now_us: int) -> None:
         interval_us = int(self.setup.options.probe_interval_s * 1e6) if self.changes_only else 0
-        for state in self.feeds.values():
-            if not state.epoch:
+        for feed in self.feeds.values():
+            if not feed.epoch:
                 continue
-            silent_us = now_us - state.confirmed_at_us
-            wait_us = now_us - max(state.probed_at_us, state.opened_at_us)
-            if state.probe_failures:
+            silent_us = now_us - feed.confirmed_at_us
+            wait_us = now_us - max(feed.probed_at_us, feed.opened_at_us)
+            if feed.probe_failures:
                 due = wait_us > 1_000_000
             else:
-                due = silent_us > state.patience_us or bool(interval_us and wait_us >= interval_us)
+                due = silent_us > feed.patience_us or bool(interval_us and wait_us >= interval_us)
             if not due:
                 continue
-            path = self.probe_path(state.feed.market)
+            path = self.probe_path(feed.market)
             if path is None:
-                state.patience_us = min(PATIENCE_US_MAX, 2 * silent_us)
-                raise StaleConnection(f"{state.feed.market} was silent for {silent_us / 1e6:.0f} s; subscribing anew")
-            state.probed_at_us = now_us
+                feed.patience_us = min(PATIENCE_US_MAX, 2 * silent_us)
+                raise StaleConnection(f"{feed.market} was silent for {silent_us / 1e6:.0f} s; subscribing anew")
+            feed.probed_at_us = now_us
             base = self.setup.options.endpoint.rest or self.rest_url
-            self._probe = Probe(self, state, base + path)
+            self._probe = Probe(self, feed, base + path)
             return
 
     def _judge(self, probe: "Probe", now_us: int) -> None:
-        state = probe.state
+        feed = probe.feed
         outcome = probe.outcome(now_us)
         if outcome is None:
             return
         self._probe = None
         self.setup.metrics.probes.labels(self.exchange, outcome).inc()
         if outcome == "agreed":
-            state.probe_failures = 0
-            state.doubted = False
-            state.patience_us = min(PATIENCE_US_MAX, max(state.patience_us, 2 * (now_us - state.confirmed_at_us)))
-            state.confirmed_at_us = max(state.confirmed_at_us, probe.asked_at_us)
-            self._touched[state] = None
-            if not state.compared:
-                state.compared = True
+            feed.probe_failures = 0
+            feed.doubted = False
+            feed.patience_us = min(PATIENCE_US_MAX, max(feed.patience_us, 2 * (now_us - feed.confirmed_at_us)))
+            feed.confirmed_at_us = max(feed.confirmed_at_us, probe.asked_at_us)
+            self._touched[feed] = None
+            if not feed.compared:
+                feed.compared = True
                 if self.changes_only:
-                    self._records.append(EpochVerdict(state.epoch, "compared"))
-                self.log.info("probe_agreed", market=state.feed.market)
+                    self._records.append(EpochVerdict(feed.epoch, "compared"))
+                self.log.info("probe_agreed", market=feed.market)
         elif outcome == "failed":
-            self.log.warning("probe_failed", market=state.feed.market, error=probe.error)
-            if state.epoch == probe.epoch and now_us - state.confirmed_at_us > state.patience_us:
-                state.doubted = True
-                state.probe_failures += 1
-                if state.probe_failures >= 2:
-                    state.probe_failures = 0
-                    raise StaleConnection(f"{state.feed.market} is silent, and its REST book can't be had")
+            self.log.warning("probe_failed", market=feed.market, error=probe.error)
+            if feed.epoch == probe.epoch and now_us - feed.confirmed_at_us > feed.patience_us:
+                feed.doubted = True
+                feed.probe_failures += 1
+                if feed.probe_failures >= 2:
+                    feed.probe_failures = 0
+                    raise StaleConnection(f"{feed.market} is silent, and its REST book can't be had")
         else:
-            state.probe_failures += 1
-            self.log.warning("probe_differs", market=state.feed.market, times=state.probe_failures)
-            if state.probe_failures >= 2:
-                state.probe_failures = 0
-                if now_us - state.confirmed_at_us > state.patience_us:
-                    raise StaleConnection(f"{state.feed.market} is silent while its REST book moves")
-                raise BookDiffers(f"the REST book of {state.feed.market} differs twice; starting from a fresh one")
+            feed.probe_failures += 1
+            self.log.warning("probe_differs", market=feed.market, times=feed.probe_failures)
+            if feed.probe_failures >= 2:
+                feed.probe_failures = 0
+                if now_us - feed.confirmed_at_us > feed.patience_us:
+                    raise StaleConnection(f"{feed.market} is silent while its REST book moves")
+                raise BookDiffers(f"the REST book of {feed.market} differs twice; starting from a fresh one")
 
-    def _book(self, state: FeedState, message: Any, at_us: int, rows: list[Any]) -> None:
-        super()._book(state, message, at_us, rows)
-        if self._probe is not None and self._probe.state is state:
+    def _take(self, feed: HeardFeed, message: Book | BookChange, at_us: int) -> list[Record]:
+        records = super()._take(feed, message, at_us)
+        if self._probe is not None and self._probe.feed is feed:
             self._probe.note()
+        return records
 
 
 class Probe:
@@ -265,13 +267,13 @@ class Probe:
     grace after the answer those that follow.
     """
 
-    def __init__(self, controller: WSController, state: FeedState, url: str) -> None:
-        self.state = state
-        self.epoch = state.epoch
+    def __init__(self, controller: WSController, feed: HeardFeed, url: str) -> None:
+        self.feed = feed
+        self.epoch = feed.epoch
         self.asked_at_us = controller.clock.monotonic_us()
         self.error = ""
         self._controller = controller
-        self._seen = [state.book.as_numbers()]
+        self._seen = [feed.book.as_numbers()]
         self._answers: queue.SimpleQueue[Book | str] = queue.SimpleQueue()
         self._answer: Any = None
         self._answered_at_us = 0
@@ -279,12 +281,12 @@ class Probe:
 
     def note(self) -> None:
         """Remember the book as it is now."""
-        self._seen.append(self.state.book.as_numbers())
+        self._seen.append(self.feed.book.as_numbers())
         del self._seen[:-PROBE_BOOKS_MAX]
 
     def outcome(self, now_us: int) -> str | None:
         """Return `agreed`, `differed`, `failed`, or None while it is open."""
-        if self.state.epoch != self.epoch:
+        if self.feed.epoch != self.epoch:
             self.error = "the subscription ended meanwhile"
             return "failed"
         if self._answer is None:
@@ -310,7 +312,7 @@ class Probe:
             if response.status_code != 200:
                 self._answers.put(f"HTTP {response.status_code}")
                 return
-            self._answers.put(controller.parse_probe(self.state.feed.market, response.content))
+            self._answers.put(controller.parse_probe(self.feed.market, response.content))
         except (requests.RequestException, SourceError) as error:
             self._answers.put(str(error))
 
