@@ -49,8 +49,8 @@ class Backoff:
 class Worker:
     """The lifecycle every controller, writer and sync job shares.
 
-    `state` is `new`, `running`, `waiting` (for the next attempt), `stopped`, `dead` (its thread ended unasked) or
-    `abandoned`.
+    `state` is `new`, `running`, `waiting` (for the next attempt), `stopped`, `dead` (its thread ended unasked, or by an
+    unexpected error while it was stopping) or `abandoned`.
     """
 
     kind = "worker"
@@ -126,6 +126,9 @@ class Worker:
             except Exception as error:
                 problem = error
                 self.log.exception("worker_failed", worker=self.name, error=repr(error))
+                if self.stopping.is_set() and self.state != "abandoned":
+                    self.state = "dead"  # whatever it still had to do is not done
+                    return
             if self.stopping.is_set():
                 break
             delay_s = self.backoff.next_s(at_least_s)
