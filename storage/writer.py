@@ -86,6 +86,10 @@ class Writer(Worker):
         except StorageError as error:
             self._failed(error)
             return
+        except Exception as error:  # our bug: the batch stays in hand all the same, nothing may overtake it
+            self.log.exception("worker_failed", worker=self.name, error=repr(error))
+            self._failed(error)
+            return
         batch, self._batch = self._batch, []
         self.intake.done(batch)
         if self.failing:
@@ -95,10 +99,11 @@ class Writer(Worker):
         self.committed_us = self.clock.wall_us()
         self._count(batch, (self.clock.monotonic_us() - began_us) / 1e6)
 
-    def _failed(self, error: StorageError) -> None:
+    def _failed(self, error: Exception) -> None:
         reason = "full" if isinstance(error, StorageFull) else "busy" if isinstance(error, StorageBusy) else "error"
         self.metrics.commit_failures.labels(reason).inc()
-        self.failing = str(error)
+        self.failing = str(error) or repr(error)
+        self.backoff.began()  # however long the attempt took: only a commit makes the delays short again
         delay_s = self.backoff.next_s()
         records, size = self.intake.held
         self.log.error("writer_failed", error=error, held_records=records, held_bytes=size, after_s=round(delay_s, 1))
