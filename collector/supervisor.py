@@ -61,6 +61,7 @@ class Supervisor:
         self._describe = describe
         self._slots: dict[str, _Slot] = {}
         self._signals: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self._at_once = False
         self._lock = threading.Lock()
         self.stopping = threading.Event()
 
@@ -143,10 +144,7 @@ class Supervisor:
         if slot.restart_at_us is not None:
             if now_us >= slot.restart_at_us:
                 slot.restart_at_us = None
-                slot.worker = slot.make(worker.generation + 1)
-                slot.backoff.began()
-                slot.worker.start()
-                self.log.warning("worker_restarted", worker=worker.name, generation=slot.worker.generation)
+                self._restart(slot)
         elif not worker.alive:
             worker.state = "dead"
             self._replace_soon(slot, "died")
@@ -158,6 +156,18 @@ class Supervisor:
             slot.abandoned.append(worker)
             self._replace_soon(slot, "stuck")
         slot.abandoned = [old for old in slot.abandoned if old.alive]
+
+    def _restart(self, slot: _Slot) -> None:
+        slot.backoff.began()
+        try:
+            worker = slot.make(slot.worker.generation + 1)
+            worker.start()
+        except Exception as error:  # no memory for a thread, or our bug: the other workers must not hear of it
+            self.log.exception("worker_failed", worker=slot.worker.name, error=repr(error))
+            self._replace_soon(slot, "failed")
+            return
+        slot.worker = worker
+        self.log.warning("worker_restarted", worker=worker.name, generation=worker.generation)
 
     def _replace_soon(self, slot: _Slot, reason: str) -> None:
         delay_s = slot.backoff.next_s()
@@ -190,16 +200,16 @@ class Supervisor:
         return 1
 
     def _join(self, worker: Worker, deadline_us: int) -> bool:
-        # In slices, so that a second signal leaves at once.
+        # In slices, so that a second signal leaves at once: nothing is waited for any more, the writer included.
         while True:
-            left_us = deadline_us - self.clock.monotonic_us()
+            left_us = 0 if self._at_once else deadline_us - self.clock.monotonic_us()
             if worker.join(max(0.0, min(0.2, left_us / 1e6))):
                 return True
             if left_us <= 0:
                 return False
             if self._next_signal(0) not in (None, signal.SIGHUP):
+                self._at_once = True
                 self.log.error("stop_at_once")
-                return False
 
     def _next_signal(self, timeout_s: float) -> int | None:
         try:
