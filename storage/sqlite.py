@@ -104,16 +104,17 @@ class SQLiteStore:
             raise
 
     def _check_before_anything_is_written(self) -> None:
-        if not self.path.exists():
-            return
-        if self.path.is_dir():
-            raise NotOurs(f"{self.path} is a directory; set storage.path (DB_PATH) to a file")
         try:
-            with self.path.open("rb") as file:
+            with self.path.open("r+b") as file:  # to be written, but nothing is written yet
                 head = file.read(100)
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        except IsADirectoryError:
+            raise NotOurs(f"{self.path} is a directory; set storage.path (DB_PATH) to a file") from None
         except OSError as error:
             raise StorageError(
-                f"{self.path} can't be read: {error.strerror}; give it to the collector's user"
+                f"{self.path} can't be read and written: {error.strerror}; give it to the user the collector runs as, "
+                "or set storage.path (DB_PATH)"
             ) from None
         if not head:
             return
@@ -126,7 +127,7 @@ class SQLiteStore:
             raise NotOurs(_newer(self.path, version))
 
     def _take_lock(self) -> None:
-        lock = self.path.with_name(self.path.name + ".lock").open("ab")
+        lock = self._beside(".lock").open("ab")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -139,14 +140,18 @@ class SQLiteStore:
 
     def _connect(self) -> sqlite3.Connection:
         db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=5.0)
-        if not db.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchone():
-            db.execute("PRAGMA auto_vacuum = INCREMENTAL")  # only possible in a file without pages
-            db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = FULL")
-        db.execute(f"PRAGMA journal_size_limit = {WAL_BYTES_MAX}")
-        db.execute("PRAGMA foreign_keys = ON")
-        db.execute("PRAGMA temp_store = MEMORY")
+        try:
+            if not db.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchone():
+                db.execute("PRAGMA auto_vacuum = INCREMENTAL")  # only possible in a file without pages
+                db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = FULL")
+            db.execute(f"PRAGMA journal_size_limit = {WAL_BYTES_MAX}")
+            db.execute("PRAGMA foreign_keys = ON")
+            db.execute("PRAGMA temp_store = MEMORY")
+        except sqlite3.Error:
+            db.close()
+            raise
         return db
 
     def _migrate(self, db: sqlite3.Connection) -> None:
@@ -247,9 +252,11 @@ class SQLiteStore:
         return feed
 
     def _transaction(self, work: Callable[[], None]) -> None:
-        db = self._require()
         feeds = dict(self._feeds)
         try:
+            if self._db is None and self._lock is not None:  # it was beyond a roll-back
+                self._db = self._connect()
+            db = self._require()
             db.execute("BEGIN IMMEDIATE")
             work()
             db.execute("COMMIT")
@@ -263,14 +270,14 @@ class SQLiteStore:
             raise
 
     def _roll_back(self) -> None:
-        db = self._require()
-        if db.in_transaction:
+        db = self._db
+        if db is not None and db.in_transaction:
             try:
                 db.execute("ROLLBACK")
             except sqlite3.Error:
-                # SQLite rolled back by itself, or the connection is beyond that: a new one starts clean.
+                # The connection is beyond that: the next transaction makes a new one, which starts clean.
+                self._db = None
                 db.close()
-                self._db = self._connect()
 
     # --- the rest ---------------------------------------------------------------------------------------------------
 
@@ -287,7 +294,7 @@ class SQLiteStore:
 
     def sizes(self) -> tuple[int, int]:
         """Return the bytes of the database file and of its write-ahead log."""
-        return _size(self.path), _size(self.path.with_name(self.path.name + "-wal"))
+        return _size(self.path), _size(self._beside("-wal"))
 
     def pages_bytes(self) -> int:
         """Return the bytes of all pages, those that still stand in the log included; for the writer's thread."""
@@ -308,6 +315,11 @@ class SQLiteStore:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+    def _beside(self, ending: str) -> Path:
+        # Next to the file itself: whoever takes another way to it, by a link, must meet the same lock.
+        file = self.path.resolve()
+        return file.with_name(file.name + ending)
 
     def _require(self) -> sqlite3.Connection:
         if self._db is None:
@@ -348,11 +360,13 @@ def _translate(error: sqlite3.Error, path: Path) -> StorageError:
     name = getattr(error, "sqlite_errorname", "") or ""
     text = f"{path}: {error}"
     if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
-        return StorageBusy(text)
+        return StorageBusy(f"{text}; close whatever else writes to it, the collector goes on by itself")
     if name.startswith("SQLITE_FULL"):
         return StorageFull(f"{text}; free some space, the collector goes on by itself")
     if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
         return StorageCorrupt(f"{text}; restore a backup, or move the file away and start anew")
-    if name.startswith(("SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_NOMEM", "SQLITE_INTERRUPT")):
+    if name.startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY")):
+        return StorageBusy(f"{text}; give the file and its directory to the user the collector runs as")
+    if name.startswith(("SQLITE_IOERR", "SQLITE_NOMEM", "SQLITE_INTERRUPT")):
         return StorageBusy(text)
     return StorageError(text)
