@@ -153,21 +153,21 @@ class Controller(Worker):
                 return []
             heard[feed] = None
             try:
-                records += self._take(feed, message, at_us)
+                self._take(feed, message, at_us, records)
             except BadFrame as error:
                 self._reject(frame, at_us, error, heard, records)
                 return []
         self._account(heard, records, at_us)
         return asks
 
-    def _take(self, feed: HeardFeed, message: Book | BookChange, at_us: int) -> list[Record]:
+    def _take(self, feed: HeardFeed, message: Book | BookChange, at_us: int, records: list[Record]) -> None:
         if feed.doubted:  # data after a silence that nobody could explain: what came before is one thing, this another
             feed.doubted = False
             self.end_epoch(feed, "stale")
             if self.changes_only:
                 self._counts["dropped"] += 1
                 raise StaleConnection(f"{feed.market} may have lost changes while it was silent")
-        return feed.take(message, at_us, self._offset_us)
+        feed.take(message, at_us, self._offset_us, records)
 
     def _account(self, heard: Iterable[HeardFeed], records: list[Record], at_us: int) -> None:
         if records:

@@ -95,26 +95,26 @@ class HeardFeed:
 
     # --- messages -----------------------------------------------------------------------------------------------------
 
-    def take(self, message: Book | BookChange, at_us: int, offset_us: int) -> list[Record]:
-        """Take one message received at `at_us` and return the records it makes; none where it changes nothing.
+    def take(self, message: Book | BookChange, at_us: int, offset_us: int, records: list[Record]) -> None:
+        """Take one message received at `at_us` and add the records it makes; none where it changes nothing.
 
-        `offset_us` is wall minus monotonic time. Raises `BadFrame`, after which the feed must `forget` its book.
+        `offset_us` is wall minus monotonic time. Raises `BadFrame`, after which the feed must `forget` its book; the
+        records added until then tell whether it opened an epoch.
         """
         sequence = message.sequence
         if sequence is not None and not 0 <= sequence < SEQUENCE_MAX:
             raise BadFrame(f"sequence {sequence} is out of range")
         old = sequence is not None and self.sequence is not None and sequence <= self.sequence
-        records: list[Record] = []
         if isinstance(message, Book):
             if old and self._facts.rising_sequence:
-                return records
+                return
             self.sequence = sequence
             bids, asks = self.book.replace(message)
             mismatch = message.totals is not None and not self.book.adds_up_to(message.totals)
             self._row(message, bids, asks, mismatch, at_us, offset_us, records)
             early, self._early = self._early, []
             for change in early:
-                records += self.take(change, at_us, offset_us)
+                self.take(change, at_us, offset_us, records)
         elif not self.book.known:
             if len(self._early) >= EARLY_MAX:
                 raise BadFrame(f"{EARLY_MAX} changes came before a complete book")
@@ -122,7 +122,6 @@ class HeardFeed:
         elif not old:  # what is not above the complete book's number is in that book already
             bids, asks = self.book.apply(message)
             self._row(message, bids, asks, False, at_us, offset_us, records)
-        return records
 
     def confirm(self, at_us: int) -> None:
         """Count one data frame."""

@@ -253,11 +253,10 @@ class WSController(Controller):
                     raise StaleConnection(f"{feed.market} is silent while its REST book moves")
                 raise BookDiffers(f"the REST book of {feed.market} differs twice; starting from a fresh one")
 
-    def _take(self, feed: HeardFeed, message: Book | BookChange, at_us: int) -> list[Record]:
-        records = super()._take(feed, message, at_us)
+    def _take(self, feed: HeardFeed, message: Book | BookChange, at_us: int, records: list[Record]) -> None:
+        super()._take(feed, message, at_us, records)
         if self._probe is not None and self._probe.feed is feed:
             self._probe.note()
-        return records
 
 
 class Probe:
