@@ -7,8 +7,9 @@ everything else here does nothing unless the venue asks for it.
 import contextlib
 import queue
 import threading
-from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar
+from collections.abc import Iterable
+from decimal import Decimal
+from typing import ClassVar
 from urllib.parse import urlsplit
 
 import requests
@@ -25,6 +26,8 @@ FIRST_BOOK_US = 10_000_000  # a market without a book for so long after subscrib
 PATIENCE_US_MAX = 300_000_000  # a feed that says nothing for so long is doubted again, however quiet it was before
 PROBE_GRACE_US = 3_000_000  # a REST book may be ahead of the socket by as much
 PROBE_BOOKS_MAX = 256
+
+Numbers = tuple[dict[Decimal, Decimal], dict[Decimal, Decimal]]  # bids and asks, price to size
 
 
 class WSController(Controller):
@@ -273,8 +276,8 @@ class Probe:
         self.error = ""
         self._controller = controller
         self._seen = [feed.book.as_numbers()]
-        self._answers: queue.SimpleQueue[Book | str] = queue.SimpleQueue()
-        self._answer: Any = None
+        self._answers: queue.SimpleQueue[Numbers | str] = queue.SimpleQueue()
+        self._answer: Numbers | None = None
         self._answered_at_us = 0
         threading.Thread(target=self._ask, args=(url,), name=f"{controller.name}/probe", daemon=True).start()
 
@@ -296,7 +299,7 @@ class Probe:
             if isinstance(answer, str):
                 self.error = answer
                 return "failed"
-            self._answer = _numbers(answer)
+            self._answer = answer
             self._answered_at_us = now_us
         if self._answer in self._seen:
             return "agreed"
@@ -304,19 +307,23 @@ class Probe:
 
     def _ask(self, url: str) -> None:
         controller = self._controller
+        answer: Numbers | str
         try:
             if not controller.setup.budget.wait(controller.stopping):
                 return
             response = requests.get(url, timeout=5)
-            if response.status_code != 200:
-                self._answers.put(f"HTTP {response.status_code}")
-                return
-            self._answers.put(controller.parse_probe(self.feed.market, response.content))
+            if response.status_code == 200:
+                answer = _numbers(controller.parse_probe(self.feed.market, response.content))
+            else:
+                answer = f"HTTP {response.status_code}"
         except (requests.RequestException, SourceError) as error:
-            self._answers.put(str(error))
+            answer = str(error)
+        except Exception as error:  # our bug: without an answer no other probe would ever be made
+            answer = repr(error)
+        self._answers.put(answer)
 
 
-def _numbers(book: Book) -> tuple[Mapping[Any, Any], Mapping[Any, Any]]:
+def _numbers(book: Book) -> Numbers:
     other = OrderBook(trim=False)
     other.replace(book)
     return other.as_numbers()
