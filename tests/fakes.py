@@ -1,12 +1,19 @@
 """Stand-ins that tests hand to the collector: a clock set by hand, a log that is listened to, a ledger read naively."""
 
+import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
+import pytest
+import requests
+import urllib3
 from prometheus_client import CollectorRegistry
+from requests.adapters import HTTPAdapter
 
 from collector.budget import Budget
 from collector.clock import Clock
@@ -260,3 +267,33 @@ def counted(setup: Setup, name: str, **labels: str) -> float:
 def frame_counts(setup: Setup, exchange: str) -> dict[str, int]:
     """Return frames by outcome as the controllers count them; the writer counts `stored` and `rejected`."""
     return {o: int(counted(setup, "frames_total", exchange=exchange, outcome=o)) for o in OUTCOMES}
+
+
+class FakeRest:
+    """Stands where requests leave this machine: answers each from a queue, without a socket.
+
+    An answer is a status, bytes, an exception to raise, (status, headers, body), or anything else, which is sent as
+    JSON. `asked` holds each URL and when it was asked for.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+        self.answers: deque[Any] = deque()
+        self.asked: list[tuple[str, int]] = []
+        self.gate: threading.Event | None = None  # answers wait for it
+        self.took_s: Callable[[], object] = lambda: None  # lets time pass while an answer is awaited
+        self._clock = clock
+        monkeypatch.setattr(HTTPAdapter, "send", lambda adapter, request, **options: self._send(adapter, request))
+
+    def _send(self, adapter: HTTPAdapter, request: requests.PreparedRequest) -> requests.Response:
+        assert self.gate is None or self.gate.wait(10)
+        self.asked.append((str(request.url), self._clock.monotonic_us()))
+        self.took_s()
+        answer = self.answers.popleft()
+        if isinstance(answer, Exception):
+            raise answer
+        status, headers, body = answer if isinstance(answer, tuple) else (200, {}, answer)
+        if isinstance(body, int):
+            status, body = body, b""
+        body = body if isinstance(body, bytes) else json.dumps(body).encode()
+        raw = urllib3.HTTPResponse(io.BytesIO(body), headers, status, preload_content=False)
+        return adapter.build_response(request, raw)

@@ -16,7 +16,7 @@ from collector.records import Book, BookChange, Message, Refused, Reply
 from controllers.frames import CLOSE, PING, PONG, TEXT
 from controllers.websocket import WSController
 from tests.controllers.venue import check_sums
-from tests.fakes import FakeClock, HeardLog, Stored, counted, make_setup
+from tests.fakes import FakeClock, FakeRest, HeardLog, Stored, counted, make_setup
 
 Arrived = list[tuple[int, bytes]]
 Steps = Iterator[Arrived]
@@ -121,11 +121,8 @@ class Stage:
         self.setup = make_setup(clock=self.clock, log=self.log, **options)
         self.controller = cls(markets or ("BTC-KRW",), self.setup)
         self.stored = Stored(self.setup.intake)
-        self.answers: list[Any] = []
-        self.asked: list[tuple[str, float]] = []
-        self.gate: threading.Event | None = None  # answers wait for it
+        self.rest = FakeRest(monkeypatch, self.clock)
         self.connection: Connection | None = None
-        monkeypatch.setattr(requests, "get", self._answer)
 
     def play(self, steps: Steps) -> Connection:
         """Run one connection to its end; what ends it is raised."""
@@ -166,24 +163,12 @@ class Stage:
 
     @property
     def seconds(self) -> list[float]:
-        """When REST was asked, in seconds since the first of all frames."""
-        return [at for _, at in self.asked]
+        """When REST was asked, in seconds since the start."""
+        return [at_us / 1e6 - 5 for _, at_us in self.rest.asked]
 
     def probes(self) -> dict[str, int]:
         found = {o: int(counted(self.setup, "probes_total", exchange="venue", outcome=o)) for o in OUTCOMES}
         return {outcome: count for outcome, count in found.items() if count}
-
-    def _answer(self, url: str, timeout: float) -> requests.Response:
-        assert 0 < timeout <= 10
-        assert self.gate is None or self.gate.wait(10)
-        self.asked.append((url, self.clock.monotonic_us() / 1e6 - 5))
-        answer = self.answers.pop(0)
-        if isinstance(answer, Exception):
-            raise answer
-        response = requests.Response()
-        response.status_code = answer if isinstance(answer, int) else 200
-        response._content = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
-        return response
 
 
 OUTCOMES = ("agreed", "differed", "failed")
@@ -319,7 +304,7 @@ def test_a_market_without_a_book_is_told_once(stage: Build) -> None:
         yield scene.frame(BOOK)
         yield from scene.chatter(9)
         assert not scene.log.of("silent")
-        scene.answers = [BOOK]
+        scene.rest.answers.extend([BOOK])
         yield from scene.chatter(19)
 
     scene.play(steps())
@@ -388,12 +373,13 @@ def test_a_silent_feed_is_compared_with_rest_and_its_silence_is_confirmed(stage:
     def steps() -> Steps:
         yield scene.frame(BOOK, after=0)
         yield from scene.chatter(10)
-        assert not scene.asked
-        scene.answers = [BOOK]
+        assert not scene.rest.asked
+        scene.rest.answers.extend([BOOK])
         yield from scene.chatter(3)
 
     scene.play(steps())
-    assert scene.asked == [("http://proxy.test/venue/book/BTC-KRW", 11.0)]
+    assert [url for url, _ in scene.rest.asked] == ["http://proxy.test/venue/book/BTC-KRW"]
+    assert scene.seconds == [11]
     epoch = scene.stored.only
     assert epoch.reason == "stop"
     assert epoch.mark is not None
@@ -407,7 +393,7 @@ def test_patience_grows_with_every_silence_that_proved_real_and_data_does_not_sh
 
     def steps() -> Steps:
         yield scene.frame(BOOK, after=0)
-        scene.answers = [BOOK] * 20
+        scene.rest.answers.extend([BOOK] * 20)
         yield from scene.chatter(3600)
 
     scene.play(steps())
@@ -422,7 +408,7 @@ def test_patience_grows_with_every_silence_that_proved_real_and_data_does_not_sh
 
 def test_a_book_that_moves_over_rest_while_the_socket_is_silent_starts_a_new_connection(stage: Build) -> None:
     scene = stage()
-    scene.answers = [OTHER, OTHER]
+    scene.rest.answers.extend([OTHER, OTHER])
 
     def steps() -> Steps:
         yield scene.frame(BOOK, after=0)
@@ -446,7 +432,7 @@ def test_a_difference_that_the_socket_catches_up_with_is_none(stage: Build) -> N
 
     def steps() -> Steps:
         yield scene.frame(BOOK, after=0)
-        scene.answers = [OTHER]
+        scene.rest.answers.extend([OTHER])
         yield from scene.chatter(12)
         assert not scene.probes()
         yield scene.frame(OTHER, after=0.5)
@@ -459,14 +445,14 @@ def test_a_difference_that_the_socket_catches_up_with_is_none(stage: Build) -> N
 
 def test_an_answer_that_the_socket_has_overtaken_agrees_too(stage: Build) -> None:
     scene = stage()
-    gate = scene.gate = threading.Event()
+    gate = scene.rest.gate = threading.Event()
 
     def steps() -> Steps:
         yield scene.frame(BOOK, after=0)
         for _ in range(11):
             scene.clock.advance(1)
             yield [(PONG, b"")]
-        scene.answers = [OTHER]
+        scene.rest.answers.extend([OTHER])
         yield scene.frame(OTHER)
         yield scene.frame({**BOOK, "bids": {"10": 7}})
         gate.set()
@@ -481,7 +467,7 @@ def test_one_difference_is_forgiven_when_the_next_comparison_agrees(stage: Build
 
     def steps() -> Steps:
         yield scene.frame(BOOK, after=0)
-        scene.answers = [OTHER, BOOK, OTHER, BOOK]
+        scene.rest.answers.extend([OTHER, BOOK, OTHER, BOOK])
         yield from scene.chatter(70)
 
     scene.play(steps())
@@ -508,7 +494,7 @@ def test_a_feed_whose_book_can_not_be_had_is_given_up_after_the_second_attempt(s
 
     def steps() -> Steps:
         yield scene.frame(BOOK, after=0)
-        scene.answers = [answer, answer]
+        scene.rest.answers.extend([answer, answer])
         yield from scene.chatter(60)
 
     with pytest.raises(StaleConnection, match="can't be had"):
@@ -523,7 +509,7 @@ def test_data_after_a_failed_comparison_starts_an_epoch_of_its_own(stage: Build)
 
     def steps() -> Steps:
         yield scene.frame(BOOK, after=0)
-        scene.answers = [500]
+        scene.rest.answers.extend([500])
         yield from scene.chatter(12)
         yield scene.frame(OTHER, after=0.1)
 
@@ -539,7 +525,7 @@ def test_a_comparison_that_agrees_after_one_that_failed_clears_the_doubt(stage: 
 
     def steps() -> Steps:
         yield scene.frame(BOOK, after=0)
-        scene.answers = [500, BOOK]
+        scene.rest.answers.extend([500, BOOK])
         yield from scene.chatter(15)
         yield scene.frame(OTHER, after=0.1)
 
@@ -565,7 +551,7 @@ def test_a_silent_feed_without_a_rest_book_is_subscribed_to_anew_with_more_patie
     assert lengths[:3] == [11, 23, 47]
     assert lengths[-1] <= 302
     assert set(scene.stored.reasons) == {"stale"}
-    assert not scene.asked
+    assert not scene.rest.asked
 
 
 def test_a_feed_that_is_not_covered_is_not_compared(stage: Build) -> None:
@@ -577,7 +563,7 @@ def test_a_feed_that_is_not_covered_is_not_compared(stage: Build) -> None:
         yield from scene.chatter(30)
 
     scene.play(steps())
-    assert not scene.asked
+    assert not scene.rest.asked
 
 
 def test_a_comparison_is_void_when_its_epoch_ended_meanwhile(stage: Build) -> None:
@@ -585,7 +571,7 @@ def test_a_comparison_is_void_when_its_epoch_ended_meanwhile(stage: Build) -> No
 
     def steps() -> Steps:
         yield scene.frame(BOOK, after=0)
-        scene.answers = [OTHER]
+        scene.rest.answers.extend([OTHER])
         yield from scene.chatter(11)
         yield [(TEXT, b"what is this")]
         yield scene.frame(BOOK)
@@ -602,7 +588,8 @@ def test_a_comparison_is_void_when_its_epoch_ended_meanwhile(stage: Build) -> No
 def flowing(scene: Stage, seconds: int) -> Steps:
     """A change every second that moves the size of one level."""
     for number in range(seconds):
-        scene.answers = [{**BOOK, "bids": {"10": number + 100, "9": 2}}]
+        scene.rest.answers.clear()
+        scene.rest.answers.extend([{**BOOK, "bids": {"10": number + 100, "9": 2}}])
         yield scene.frame({"bids": {"10": number + 100}, "asks": {}, "change": True, "sequence": number + 2}, after=1)
         scene.probed()
 
@@ -629,7 +616,7 @@ def test_it_is_not_where_the_interval_is_nought(stage: Build) -> None:
         yield from flowing(scene, 300)
 
     scene.play(steps())
-    assert not scene.asked
+    assert not scene.rest.asked
     assert scene.stored.only.verdict == "unverified"
 
 
@@ -639,7 +626,8 @@ def test_a_book_of_changes_that_differs_twice_is_started_afresh(stage: Build) ->
     def steps() -> Steps:
         yield scene.frame({**BOOK, "sequence": 1}, after=0)
         for arrived in flowing(scene, 90):
-            scene.answers = [OTHER, OTHER]
+            scene.rest.answers.clear()
+            scene.rest.answers.extend([OTHER, OTHER])
             yield arrived
 
     with pytest.raises(BookDiffers):
@@ -656,7 +644,7 @@ def test_complete_books_are_not_compared_while_they_flow(stage: Build) -> None:
             yield scene.frame({**BOOK, "bids": {"10": number + 1}}, after=1)
 
     scene.play(steps())
-    assert not scene.asked
+    assert not scene.rest.asked
 
 
 def test_changes_after_a_failed_comparison_need_a_new_connection(stage: Build) -> None:
@@ -664,7 +652,7 @@ def test_changes_after_a_failed_comparison_need_a_new_connection(stage: Build) -
 
     def steps() -> Steps:
         yield scene.frame({**BOOK, "sequence": 1}, after=0)
-        scene.answers = [500]
+        scene.rest.answers.extend([500])
         yield from scene.chatter(12)
         yield scene.frame({"bids": {"9": 0}, "asks": {}, "change": True, "sequence": 9})
         pytest.fail("it went on")
