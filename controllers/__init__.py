@@ -13,7 +13,7 @@ from controllers.base import Controller
 __all__ = ["Controller", "controller_class", "known", "venues"]
 
 # The room's own machinery; every other module is an exchange.
-_SHARED = frozenset({"base", "book", "connection", "feed", "frames", "levels", "rest", "websocket"})
+_SHARED = frozenset({"base", "book", "connection", "feed", "fetch", "frames", "levels", "rest", "websocket"})
 
 
 def venues() -> list[str]:

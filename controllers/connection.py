@@ -20,6 +20,7 @@ for _name, _value in (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT"
         _SOCKET_OPTIONS.append((socket.IPPROTO_TCP, getattr(socket, _name), _value))
 
 READ_BYTES = 1 << 16
+RETRY_AFTER_S_MAX = 86_400.0
 
 
 class Connection:
@@ -95,9 +96,9 @@ def _refusal(error: websocket.WebSocketBadStatusException) -> Exception:
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds of a Retry-After header, None where there is none or it is a date."""
+    """Return the seconds of a Retry-After header, a day at most, None where there is none or it is a date."""
     value = headers.get("retry-after") or headers.get("Retry-After") or ""
     try:
-        return max(0.0, float(value))
+        return min(max(0.0, float(value)), RETRY_AFTER_S_MAX)
     except ValueError:
         return None

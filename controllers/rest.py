@@ -4,13 +4,12 @@ An answer equal to the last one, byte for byte, is dropped before it is decoded.
 are at most `max(1 s, 3 intervals)` apart; its rows say `sampled`, since what changed between two polls is not known.
 """
 
-from typing import ClassVar
-
 import requests
 
 from collector.errors import ConnectionLost, RateLimited, SourceError, VenueRefused
 from controllers.base import Controller, Setup
 from controllers.connection import retry_after
+from controllers.fetch import fetch
 
 
 class RESTController(Controller):
@@ -18,7 +17,6 @@ class RESTController(Controller):
 
     transport = "rest"
     sampled = True
-    timeout_s: ClassVar[float] = 5.0
 
     def __init__(self, markets: tuple[str, ...], setup: Setup, *, generation: int = 1) -> None:
         super().__init__(markets, setup, generation=generation)
@@ -83,7 +81,9 @@ class RESTController(Controller):
             self._poll(session, market)
         except RateLimited as error:
             self.log.error("poll_error", error=error, market=market)
-            return self.backoff.next_s(error.retry_after_s or 1.0)
+            pause_s = self.backoff.next_s(error.retry_after_s or 1.0)
+            self.backoff.began()  # the run goes on: only a healthy period from here makes pauses short again
+            return pause_s
         except SourceError as error:
             self._is_connected(not isinstance(error, ConnectionLost))
             self.log.error("poll_error", error=error, market=market)
@@ -92,20 +92,17 @@ class RESTController(Controller):
         return 0.0
 
     def _poll(self, session: requests.Session, market: str) -> None:
-        try:
-            response = session.get(self._base + self.request_path(market), timeout=self.timeout_s)
-        except requests.RequestException as error:
-            raise ConnectionLost(f"{type(error).__name__}: {error}") from None
+        status, headers, body = fetch(session, self._base + self.request_path(market), self.clock)
         at_us = self.clock.monotonic_us()
-        if response.status_code in (418, 429):
+        if status in (418, 429):
             self._not_data()
-            raise RateLimited(f"HTTP {response.status_code}", retry_after(response.headers))
-        if response.status_code != 200:
+            raise RateLimited(f"HTTP {status}", retry_after(headers))
+        if status != 200:
             self._not_data()
-            raise VenueRefused(f"HTTP {response.status_code}: {response.text[:200]!r}")
+            raise VenueRefused(f"HTTP {status}: {body[:200].decode('utf-8', 'replace')!r}")
         self._is_connected(True)
+        self._end_what_is_too_old(at_us)  # an answer that took too long bridges nothing
         feed = self.feeds[market]
-        body = response.content
         if feed.epoch and body == self._last.get(market):
             self._counts["received"] += 1
             self._counts["duplicate"] += 1
@@ -115,7 +112,7 @@ class RESTController(Controller):
             return
         self._last.pop(market, None)
         self.handle(body, at_us)
-        if feed.epoch:
+        if feed.epoch and feed.confirmed_at_us == at_us:  # what held no book of this market is no sign of life later
             self._last[market] = body
 
     def _not_data(self) -> None:

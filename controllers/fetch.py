@@ -1,0 +1,39 @@
+"""A REST call that ends: neither a body that drips in nor one that never stops holds a thread for ever."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import requests
+import urllib3
+
+from collector.clock import Clock
+from collector.errors import ConnectionLost
+
+TIMEOUT_S = 5.0  # to connect, for each wait, and for the whole body
+BODY_BYTES_MAX = 16 << 20
+READ_BYTES = 1 << 16
+
+
+class Answer(NamedTuple):
+    """What a server said."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+def fetch(session: requests.Session, url: str, clock: Clock) -> Answer:
+    """Get *url*. Raises `ConnectionLost` where no whole answer of a sane size comes in time."""
+    try:
+        with session.get(url, timeout=TIMEOUT_S, stream=True) as response:
+            until_us = clock.monotonic_us() + int(TIMEOUT_S * 1e6)
+            body = bytearray()
+            while part := response.raw.read1(READ_BYTES, decode_content=True):
+                body += part
+                if len(body) > BODY_BYTES_MAX:
+                    raise ConnectionLost(f"the answer is larger than {BODY_BYTES_MAX} bytes")
+                if clock.monotonic_us() > until_us:
+                    raise ConnectionLost(f"the answer was not whole after {TIMEOUT_S:g} s")
+            return Answer(response.status_code, response.headers, bytes(body))
+    except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+        raise ConnectionLost(f"{type(error).__name__}: {error}") from None
