@@ -873,7 +873,7 @@ def _seconds(value: float | None) -> str:
 def main() -> None:
     """Run the command line and turn what a person must mend into one line and exit status 2."""
     try:
-        app()
+        app(prog_name="run_controller.py")
     except (ConfigError, StorageError) as error:
         err.print(str(error), markup=False)
         sys.exit(2)
