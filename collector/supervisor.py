@@ -93,7 +93,7 @@ class Supervisor:
     def run(self) -> int:
         """Start everything, watch until told to stop, stop in order; return the exit status.
 
-        0: everything handed in was committed. 1: something was not, and the log says what.
+        0: everything handed in was committed. 1: something was not, or a second signal left no time to see to it.
         """
         self.writer.start()
         for worker in self.workers:
@@ -195,7 +195,7 @@ class Supervisor:
                 self.log.error("worker_abandoned", worker=worker.name, stack=worker.abandon())
         self.writer.stop()
         if self._join(self.writer, self.clock.monotonic_us() + int(self._stop_timeout_s * 1e6)):
-            return 0 if self.writer.state == "stopped" else 1
+            return 0 if self.writer.state == "stopped" and not self._at_once else 1
         self.log.error("writer_abandoned", stack=self.writer.abandon())
         return 1
 
