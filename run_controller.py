@@ -455,12 +455,12 @@ def demo(
     seed: Annotated[int, typer.Option(help="The markets that are generated follow from it.")] = 1,
 ) -> None:
     """Record five exchanges that a simulator on this machine plays, and show it live; needs no network and no keys."""
-    from simulator import Simulator
+    from simulator import Simulator, venues
 
     markets = _markets(market) or ("BTC-KRW", "ETH-KRW")
     if db is None:
         db = Path("data") / f"demo-{time.strftime('%Y%m%d-%H%M%S')}.sqlite"
-    names = sorted(controllers.venues())
+    names = [name for name in controllers.venues() if name in venues()]
     with (
         tempfile.TemporaryDirectory(prefix="collector-demo-") as folder,
         Simulator(names, markets, seed=seed) as simulator,
