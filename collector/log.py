@@ -6,8 +6,9 @@ Whoever logs only puts a finished record into a queue; one thread writes the fil
 raises into the caller: what can't be written is counted in `LogSystem.dropped` and told once on standard error.
 `collector.log` holds everything, each market has a file of its own beside it.
 
-A warning or an error that repeats under one tag is written once a minute, then once more with the number held back.
-Whatever was handed to `register_secret` is written as `***`, wherever it turns up.
+A warning or an error of one kind (its key, and its detail `kind` where it has one) is written once a minute under a
+tag, then once more with the number held back. Whatever was handed to `register_secret` is written as `***`, wherever it
+turns up.
 """
 
 import copy
@@ -323,16 +324,17 @@ class _Repeats:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        self._held: dict[tuple[str, str], _Held] = {}
+        self._held: dict[tuple[str, str, str], _Held] = {}
 
     def passes(self, line: _Line) -> bool:
         if line.level < logging.WARNING:
             return True
         now_us = self._clock.monotonic_us()
         with self._lock:
-            held = self._held.get((line.tag, line.key))
+            kind = (line.tag, line.key, str(line.details.get("kind", "")))
+            held = self._held.get(kind)
             if held is None:
-                self._held[line.tag, line.key] = _Held(now_us + REPEAT_US)
+                self._held[kind] = _Held(now_us + REPEAT_US)
                 return True
             if held.count == 0 and now_us >= held.until_us:  # its minute is over, and nothing waits to be told
                 held.until_us = now_us + REPEAT_US

@@ -579,7 +579,8 @@ def test_a_second_signal_leaves_at_once_however_many_are_stuck(daemon: Begin) ->
     assert process.result() == 1
 
     assert process.lines.count("log stop_at_once") == 1
-    # The writer had nothing to do: whether it was gone in the same moment is open, that the end was not in order is not.
+    # The writer had nothing to do: whether it was gone in the same moment is open, that the end was not in order is
+    # not.
     assert [line for line in process.lines if "worker_abandoned" in line] == [
         "log worker_abandoned stuck 0",
         "log worker_abandoned stuck 1",
