@@ -129,11 +129,15 @@ class CoverageMark(msgspec.Struct, frozen=True, gc=False):
 
 
 class EpochEnded(msgspec.Struct, frozen=True, gc=False):
-    """Nothing more will come in this epoch."""
+    """Nothing more will come in this epoch.
+
+    Where it ends before what marks have told, `frames` says how many data frames still count; None: all of them.
+    """
 
     epoch: int
     ended_us: int
     reason: str
+    frames: int | None = None
 
 
 class EpochVerdict(msgspec.Struct, frozen=True, gc=False):

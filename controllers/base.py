@@ -157,6 +157,12 @@ class Controller(Worker):
             except BadFrame as error:
                 self._reject(frame, at_us, error, heard, records)
                 return []
+            except SourceError:
+                raise
+            except Exception as error:  # our bug again; whose book it was in the middle of is not worth guessing
+                self.log.exception("parse_failed", error=repr(error))
+                self._reject(frame, at_us, BadFrame(repr(error)), records=records)
+                return []
         self._account(heard, records, at_us)
         return asks
 
@@ -212,7 +218,7 @@ class Controller(Worker):
                 self.feeds[record.market].lost("rejected", at_us)
         hits = list(self.feeds.values() if feeds is None else feeds)
         market = hits[0].market if len(hits) == 1 else None
-        self.log.warning("rejected", reason=str(error), market=market)
+        self.log.warning("rejected", reason=str(error), kind=type(error).__name__, market=market)
         for feed in hits:
             self.end_epoch(feed, "rejected")
             feed.forget()
@@ -235,7 +241,9 @@ class Controller(Worker):
 
     def end_epoch(self, feed: HeardFeed, reason: str) -> None:
         """End the feed's coverage where it was last heard; nothing happens when it is not covered."""
-        ending = feed.end(reason, self._heard_at_us)
+        self._end(feed, feed.end(reason, self._heard_at_us), reason)
+
+    def _end(self, feed: HeardFeed, ending: list[Record], reason: str) -> None:
         if ending:
             self._records += ending
             self._touched.pop(feed, None)

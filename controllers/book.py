@@ -198,6 +198,13 @@ class OrderBook:
         return self.bids.as_numbers(), self.asks.as_numbers()
 
 
+def check_levels(message: Book | BookChange) -> None:
+    """Raise `BadFrame` for prices and sizes that no book can hold, in a message that is not taken into one."""
+    for token in (token for side in (message.bids, message.asks) for level in side.items() for token in level):
+        if to_decimal(token) < _ZERO:
+            raise BadFrame(f"{token!r} is negative")
+
+
 def levels_json(levels: Changes) -> str:
     """Return levels as JSON text: `[["price","size"],...]`."""
     return orjson.dumps(levels).decode()

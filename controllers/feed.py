@@ -25,7 +25,7 @@ from collector.records import (
     Feed,
     Record,
 )
-from controllers.book import Changes, OrderBook, levels_json
+from controllers.book import Changes, OrderBook, check_levels, levels_json
 
 DAY_US = 86_400_000_000
 KEYFRAME_AFTER_US = 60_000_000
@@ -68,6 +68,7 @@ class HeardFeed:
         self.n = 0
         self.frames = 0
         self.confirmed_at_us = 0
+        self.agreed_at_us = self.agreed_frames = 0  # how far nobody can doubt a book that is kept from changes
         self.gap_since_us: int | None = None
         self.gap_reason = ""
         # the ledger: what was told of it last
@@ -107,6 +108,7 @@ class HeardFeed:
         old = sequence is not None and self.sequence is not None and sequence <= self.sequence
         if isinstance(message, Book):
             if old and self._facts.rising_sequence:
+                check_levels(message)
                 return
             self.sequence = sequence
             bids, asks = self.book.replace(message)
@@ -119,7 +121,9 @@ class HeardFeed:
             if len(self._early) >= EARLY_MAX:
                 raise BadFrame(f"{EARLY_MAX} changes came before a complete book")
             self._early.append(message)
-        elif not old:  # what is not above the complete book's number is in that book already
+        elif old:  # it is in the complete book already
+            check_levels(message)
+        else:
             bids, asks = self.book.apply(message)
             self._row(message, bids, asks, False, at_us, offset_us, records)
 
@@ -129,6 +133,7 @@ class HeardFeed:
         self.total += 1
         self.confirmed_at_us = at_us
         self.first_wait_us = None
+        self.refused = ""
 
     def forget(self) -> None:
         """Forget the book: the next epoch needs a complete one."""
@@ -192,7 +197,8 @@ class HeardFeed:
         self.opened_at_us, self.opened_us = at_us, at_us + offset_us
         self.n = self.frames = 0
         self._mismatch = self.compared = self.doubted = False
-        self.marked_at_us = self.confirmed_at_us = at_us
+        self.marked_at_us = self.confirmed_at_us = self.agreed_at_us = at_us
+        self.agreed_frames = 1
         exchange, market, channel = self.key
         facts = self._facts
         return EpochOpened(
@@ -207,8 +213,20 @@ class HeardFeed:
             heard_at_us = self.confirmed_at_us
         mark = self.mark(heard_at_us)
         ended = EpochEnded(self.epoch, mark.heard_until_us, reason)
+        return self._ended(mark, ended)
+
+    def take_back(self, reason: str) -> list[Record]:
+        """End the epoch where its book last agreed with a complete one: what was marked since then may be wrong."""
+        if not self.epoch:
+            return []
+        offset_us = self.opened_us - self.opened_at_us
+        return self._ended(
+            self.mark(), EpochEnded(self.epoch, self.agreed_at_us + offset_us, reason, self.agreed_frames)
+        )
+
+    def _ended(self, mark: CoverageMark, ended: EpochEnded) -> list[Record]:
         self.gaps += 1
-        self.lost(reason, mark.heard_until_us - (self.opened_us - self.opened_at_us))
+        self.lost(ended.reason, ended.ended_us - (self.opened_us - self.opened_at_us))
         return [mark, ended]
 
     def lost(self, reason: str, since_us: int) -> None:

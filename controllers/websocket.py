@@ -20,10 +20,12 @@ from controllers.base import Controller, Setup
 from controllers.book import OrderBook
 from controllers.connection import Connection
 from controllers.feed import HeardFeed
+from controllers.fetch import fetch
 from controllers.frames import CLOSE, PING, PONG, close_reason
 
 FIRST_BOOK_US = 10_000_000  # a market without a book for so long after subscribing is worth a warning
 PATIENCE_US_MAX = 300_000_000  # a feed that says nothing for so long is doubted again, however quiet it was before
+UNCOVERED_US = 30_000_000  # a feed that was heard and is not covered waits so long for data to open an epoch with
 PROBE_GRACE_US = 3_000_000  # a REST book may be ahead of the socket by as much
 PROBE_BOOKS_MAX = 256
 
@@ -45,6 +47,8 @@ class WSController(Controller):
         self._connection: Connection | None = None
         self._stale_us = int((setup.options.stale_s or self.stale_s) * 1e6)
         self._probe: Probe | None = None
+        self._began_us = 0  # when listening began
+        self._rejected_at_us = 0
 
     # --- what a venue says ------------------------------------------------------------------------------------------
 
@@ -72,7 +76,7 @@ class WSController(Controller):
 
     def run_once(self) -> None:
         """Connect, subscribe and listen until the connection ends or `stop` is called."""
-        reason = "stop"
+        reason = "disconnect"
         self.anchor()
         connection = self._connect()
         self._connection = connection
@@ -87,6 +91,7 @@ class WSController(Controller):
                 connection.send_text(text)
             self.log.info("subscribe", markets=",".join(self.markets))
             self._listen(connection)
+            reason = "stop"
         except StaleConnection:
             reason = "stale"
             raise
@@ -94,7 +99,6 @@ class WSController(Controller):
             reason = "probe"
             raise
         except SourceError:
-            reason = "disconnect"
             if not self.stopping.is_set():
                 raise
             reason = "stop"
@@ -124,6 +128,7 @@ class WSController(Controller):
         """Ask for a fresh connection where only that brings a complete book."""
         if self.changes_only:
             raise ConnectionLost("a message was rejected; a complete book comes only with a new subscription")
+        self._rejected_at_us = self._heard_at_us
 
     def _connect(self) -> Connection:
         try:
@@ -140,7 +145,7 @@ class WSController(Controller):
 
     def _listen(self, connection: Connection) -> None:
         now_us = self.clock.monotonic_us()
-        self._heard_at_us = now_us
+        self._heard_at_us = self._began_us = now_us
         for feed in self.feeds.values():
             feed.first_wait_us, feed.refused = now_us, ""
             feed.doubted, feed.probe_failures = False, 0
@@ -181,8 +186,13 @@ class WSController(Controller):
                 if not feed.epoch:
                     feed.refused = ask.detail
             self.log.error("api_error", error=ask.detail, market=ask.market)
-            if all(feed.refused for feed in self.feeds.values()):
-                raise VenueRefused(f"the exchange refused the subscription: {ask.detail}")
+            if ask.market is not None or len(self.feeds) == 1:
+                self._any_wanted()  # else one of them may be meant, and the others be on their way
+
+    def _any_wanted(self) -> None:
+        details = [feed.refused for feed in self.feeds.values()]
+        if all(details):
+            raise VenueRefused(f"the exchange refused the subscription: {details[0]}")
 
     def _watch(self, now_us: int) -> None:
         silent_us = now_us - self._heard_at_us
@@ -192,6 +202,11 @@ class WSController(Controller):
             if feed.first_wait_us is not None and now_us - feed.first_wait_us > FIRST_BOOK_US:
                 feed.first_wait_us = None
                 self.log.warning("silent", market=feed.market, seconds=FIRST_BOOK_US // 1_000_000)
+                self._any_wanted()
+            # A quiet market may not speak for days, but a fresh subscription begins with its book.
+            last_us = max(feed.confirmed_at_us, self._rejected_at_us)
+            if not (feed.epoch or feed.refused) and last_us >= self._began_us and now_us - last_us > UNCOVERED_US:
+                raise StaleConnection(f"{feed.market} is not covered and silent; subscribing anew")
         if self._probe is not None:
             self._judge(self._probe, now_us)
         else:
@@ -233,6 +248,7 @@ class WSController(Controller):
             feed.doubted = False
             feed.patience_us = min(PATIENCE_US_MAX, max(feed.patience_us, 2 * (now_us - feed.confirmed_at_us)))
             feed.confirmed_at_us = max(feed.confirmed_at_us, probe.asked_at_us)
+            feed.agreed_at_us, feed.agreed_frames = probe.asked_at_us, probe.frames
             self._touched[feed] = None
             if not feed.compared:
                 feed.compared = True
@@ -252,7 +268,10 @@ class WSController(Controller):
             self.log.warning("probe_differs", market=feed.market, times=feed.probe_failures)
             if feed.probe_failures >= 2:
                 feed.probe_failures = 0
-                if now_us - feed.confirmed_at_us > feed.patience_us:
+                is_silent = now_us - feed.confirmed_at_us > feed.patience_us
+                if self.changes_only:  # a change went missing, nobody knows when
+                    self._end(feed, feed.take_back("probe"), "probe")
+                if is_silent:
                     raise StaleConnection(f"{feed.market} is silent while its REST book moves")
                 raise BookDiffers(f"the REST book of {feed.market} differs twice; starting from a fresh one")
 
@@ -271,7 +290,7 @@ class Probe:
 
     def __init__(self, controller: WSController, feed: HeardFeed, url: str) -> None:
         self.feed = feed
-        self.epoch = feed.epoch
+        self.epoch, self.frames = feed.epoch, feed.frames
         self.asked_at_us = controller.clock.monotonic_us()
         self.error = ""
         self._controller = controller
@@ -311,12 +330,10 @@ class Probe:
         try:
             if not controller.setup.budget.wait(controller.stopping):
                 return
-            response = requests.get(url, timeout=5)
-            if response.status_code == 200:
-                answer = _numbers(controller.parse_probe(self.feed.market, response.content))
-            else:
-                answer = f"HTTP {response.status_code}"
-        except (requests.RequestException, SourceError) as error:
+            with requests.Session() as session:
+                status, _, body = fetch(session, url, controller.clock)
+            answer = _numbers(controller.parse_probe(self.feed.market, body)) if status == 200 else f"HTTP {status}"
+        except SourceError as error:
             answer = str(error)
         except Exception as error:  # our bug: without an answer no other probe would ever be made
             answer = repr(error)

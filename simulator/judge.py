@@ -199,7 +199,7 @@ def _replay(
         found.append((index, not steps))
     if len(found) < epoch.frames:
         return found, f"it accounts for {epoch.frames} messages, {len(found)} were sent"
-    if rows < len(stored):
+    if rows < len(stored) and epoch.reason != "probe":  # what was taken back stays in the tables, claimed by nobody
         return found, f"{len(stored) - rows} rows stand in the store that its coverage does not account for"
     return found, ""
 

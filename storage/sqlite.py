@@ -45,6 +45,11 @@ UPDATE coverage SET heard_until_us = max(heard_until_us, ?), confirmed_until_us 
                     frames = max(frames, ?)
 WHERE epoch = ?
 """
+_END_COVERAGE = """
+UPDATE coverage SET reason = ?, heard_until_us = min(heard_until_us, ?),
+                    confirmed_until_us = min(confirmed_until_us, ?), frames = coalesce(?, frames)
+WHERE epoch = ?
+"""
 
 _encode = msgspec.json.Encoder().encode
 _T = TypeVar("_T")
@@ -211,8 +216,8 @@ class SQLiteStore:
             [(e.ended_us, e.reason, base + e.epoch) for e in ended],
         )
         db.executemany(
-            "UPDATE coverage SET reason = ?, heard_until_us = min(heard_until_us, ?) WHERE epoch = ?",
-            [(e.reason, e.ended_us, base + e.epoch) for e in ended],
+            _END_COVERAGE,
+            [(e.reason, e.ended_us, e.ended_us, e.frames, base + e.epoch) for e in ended],
         )
         rejected: list[Rejected] = kinds.get(Rejected, [])
         db.executemany(

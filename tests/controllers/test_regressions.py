@@ -4,18 +4,24 @@ import json
 import socket
 import threading
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
 
 from collector.clock import Clock
-from collector.errors import ConnectionLost
+from collector.errors import BookDiffers, ConnectionLost, StaleConnection, VenueRefused
+from collector.records import Book
 from controllers import fetch as fetching
 from controllers import rest
 from controllers.bithumb import BithumbREST
 from controllers.connection import retry_after
 from controllers.fetch import Answer, fetch
-from tests.controllers.venue import make
+from storage.reader import Gap, Reader
+from storage.sqlite import SQLiteStore
+from tests.controllers.test_doubts import BOOK, OTHER, Changing, Played, Stage, Steps
+from tests.controllers.venue import check_sums, make
 from tests.fakes import FakeClock, Stored, make_setup
 
 MARKET = "BTC-KRW"
@@ -164,3 +170,148 @@ def test_a_body_without_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None
             fetch(session, endless.url, Clock())
     finally:
         endless.close()
+
+
+# --- faults that end --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("first", ["a book", "garbage"])
+def test_a_quiet_market_is_heard_again_after_a_rejected_frame(monkeypatch: pytest.MonkeyPatch, first: str) -> None:
+    scene = Stage(monkeypatch)
+
+    def steps() -> Steps:
+        if first == "a book":
+            yield scene.frame(BOOK, after=0)
+        yield [(1, b"what is this")]
+        yield from scene.chatter(60)
+
+    with pytest.raises(StaleConnection, match="subscribing anew"):
+        scene.play(steps())
+    assert scene.clock.monotonic_us() - 5_000_000 <= 32_000_000
+
+
+def test_a_quiet_market_is_heard_again_after_the_clock_was_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Stage(monkeypatch)
+
+    def steps() -> Steps:
+        yield scene.frame(BOOK, after=0)
+        scene.clock.step_wall(-3600)
+        yield from scene.chatter(60)
+
+    with pytest.raises(StaleConnection, match="subscribing anew"):
+        scene.play(steps())
+    assert scene.stored.reasons == ["clock"]
+
+
+def test_a_market_that_never_spoke_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Stage(monkeypatch, Played, "BTC-KRW", "NOPE-KRW")
+
+    def steps() -> Steps:
+        for number in range(120):
+            yield scene.frame({**BOOK, "bids": {"10": number + 1}}, after=1)
+
+    scene.play(steps())
+    assert scene.stored.reasons == ["stop"]
+
+
+def test_an_unexpected_error_amid_a_book_rejects_the_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    polls = Polls(monkeypatch)
+    polls.poll(polled(100))
+    book = polls.poller.feeds[MARKET].book
+    replace = book.replace
+
+    def half(message: Book) -> Any:
+        replace(message)
+        raise MemoryError
+
+    monkeypatch.setattr(book, "replace", half)
+    polls.poll(polled(200))
+    monkeypatch.setattr(book, "replace", replace)
+    polls.poll(polled(300))
+
+    assert polls.stored.reasons == ["rejected", None]
+    assert polls.stored.last.book == ({"300": "1"}, {"301": "1"})
+    assert [rejected.frame for rejected in polls.stored.rejected] == [polled(200)]
+    check_sums(polls.setup, polls.stored, "bithumb", 3)
+
+
+# --- refusals ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_refusal_without_a_name_takes_no_market_with_it_that_is_on_its_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Stage(monkeypatch, Played, "BTC-KRW", "NOPE-KRW")
+
+    def steps() -> Steps:
+        yield scene.frame({"refused": "Invalid Topic"})
+        yield scene.frame(BOOK)
+        assert [row["state"] for row in scene.controller.status()] == ["live", "refused"]
+        yield from scene.chatter(10)
+
+    scene.play(steps())
+    assert scene.stored.reasons == ["stop"]
+
+
+def test_when_no_book_follows_such_a_refusal_the_connection_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Stage(monkeypatch, Played, "A-KRW", "B-KRW")
+
+    def steps() -> Steps:
+        yield scene.frame({"refused": "Invalid Topic"})
+        yield from scene.chatter(20)
+
+    with pytest.raises(VenueRefused):
+        scene.play(steps())
+
+
+# --- books that only look right ---------------------------------------------------------------------------------------
+
+
+def test_a_book_of_changes_that_differs_is_taken_back_to_where_it_last_agreed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    scene = Stage(monkeypatch, Changing, probe_interval_s=20)
+
+    def steps() -> Steps:
+        yield scene.frame({**BOOK, "sequence": 1}, after=0)
+        for number in range(90):
+            scene.rest.answers.clear()
+            right = {**BOOK, "bids": {"10": number + 100, "9": 2}}
+            scene.rest.answers.extend([right if number < 30 else OTHER] * 2)
+            change = {"bids": {"10": number + 100}, "asks": {}, "change": True, "sequence": number + 2}
+            yield scene.frame(change, after=1)
+            scene.probed()
+
+    with pytest.raises(BookDiffers):
+        scene.play(steps())
+    epoch = scene.stored.only
+    assert epoch.ended is not None
+    assert epoch.ended.ended_us == epoch.opened.opened_us + 20_000_000
+    assert epoch.ended.frames == 21, "the first book and twenty changes"
+    assert epoch.frames > 40, "of these were told before"
+    assert scene.controller.feeds[MARKET].gap_since_us == 25_000_000
+
+    store = SQLiteStore(tmp_path / "c.sqlite", collector_id="t", version="t", run_uid="u", started_us=1)
+    store.open()
+    for delivery in scene.stored.deliveries:
+        store.write([delivery], 1)
+    store.release()
+    with Reader(store.path) as reader:
+        (kept,) = reader.epochs("VENUE", MARKET)
+        assert (kept.until_us, kept.frames) == (epoch.ended.ended_us, 21)
+        assert len(list(reader.books("VENUE", MARKET))) == 21
+        assert isinstance(reader.book_at("VENUE", MARKET, epoch.ended.ended_us + 1), Gap)
+
+
+@pytest.mark.parametrize("size", ["-1", "NaN", None, True])
+def test_a_change_that_the_complete_book_holds_already_is_read_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, size: object
+) -> None:
+    scene = Stage(monkeypatch, Changing)
+
+    def steps() -> Steps:
+        yield scene.frame({**BOOK, "sequence": 9}, after=0)
+        yield scene.frame({"bids": {"10": size}, "asks": {}, "change": True, "sequence": 5})
+
+    with pytest.raises(ConnectionLost):
+        scene.play(steps())
+    assert scene.stored.reasons == ["rejected"]
+    assert len(scene.stored.rejected) == 1
