@@ -147,8 +147,11 @@ class SQLiteStore:
         db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=5.0)
         try:
             if not db.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchone():
+                # At one stroke: a header without our name would be taken for another program's ever after.
+                db.execute("BEGIN")
                 db.execute("PRAGMA auto_vacuum = INCREMENTAL")  # only possible in a file without pages
                 db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+                db.execute("COMMIT")
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = FULL")
             db.execute(f"PRAGMA journal_size_limit = {WAL_BYTES_MAX}")
