@@ -180,6 +180,7 @@ class Daemon:
             if not self.writer.alive:
                 for batch in iter(lambda: self.intake.take(1000), []):  # what the log said while stopping
                     self.store.write(batch, self.clock.wall_us())
+                    self.intake.done(batch)
                 if self.intake.empty:
                     self.store.close_run(self.clock.wall_us())
         except StorageError as error:

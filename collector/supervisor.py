@@ -98,7 +98,7 @@ class Supervisor:
         self.writer.start()
         for worker in self.workers:
             worker.start()
-        self._notifier.ready(self._describe())
+        self._notifier.ready(self._status())
         while True:
             received = self._next_signal(TICK_S)
             if received == signal.SIGHUP:
@@ -127,7 +127,14 @@ class Supervisor:
         self.metrics.show_workers(states)
         if self.healthy()[0]:
             self._notifier.watchdog()
-        self._notifier.status(self._describe())
+        self._notifier.status(self._status())
+
+    def _status(self) -> str:
+        try:
+            return self._describe()
+        except Exception as error:  # a line for people must not end what it speaks of
+            self.log.exception("worker_failed", worker="supervisor", error=repr(error))
+            return ""
 
     def healthy(self) -> tuple[bool, str]:
         """Tell whether the writer finishes cycles, which is what the watchdog and `/healthz` speak of."""
@@ -148,7 +155,9 @@ class Supervisor:
         elif not worker.alive:
             worker.state = "dead"
             self._replace_soon(slot, "died")
-        elif now_us - worker.beat_us > self._stuck_us:
+        elif (
+            worker.state != "waiting" and now_us - worker.beat_us > self._stuck_us
+        ):  # a wait may be as long as asked for
             stack = worker.abandon()
             self.log.error(
                 "worker_stuck", worker=worker.name, seconds=(now_us - worker.beat_us) // 1_000_000, stack=stack

@@ -74,7 +74,8 @@ class Side:
 
     def best(self, *, highest: bool) -> Decimal | None:
         """Return the highest or lowest price, None for an empty side."""
-        return self._order[-1 if highest else 0] if self._order else None
+        found = self._order[-1:] if highest else self._order[:1]  # in one step: other threads ask while it changes
+        return found[0] if found else None
 
     def as_text(self, *, highest_first: bool) -> Changes:
         """Return the whole side, best price first, as it is given out."""

@@ -83,6 +83,7 @@ class SQLiteStore:
         self._run = 0
         self._epoch_base = 0
         self._feeds: dict[tuple[str, str, str], int] = {}
+        self._file: tuple[int, int] | None = None  # which file it is, whatever stands at its path
 
     # --- opening ----------------------------------------------------------------------------------------------------
 
@@ -94,6 +95,7 @@ class SQLiteStore:
             self._take_lock()
             self._db = self._connect()
             self._migrate(self._db)
+            self._file = _identity(self.path)
             self._begin_run(self._db)
         except OSError as error:
             self.release()
@@ -262,6 +264,7 @@ class SQLiteStore:
     def _transaction(self, work: Callable[[], None]) -> None:
         feeds = dict(self._feeds)
         try:
+            self._check_file()
             if self._db is None and self._lock is not None:  # it was beyond a roll-back
                 self._db = self._connect()
             db = self._require()
@@ -276,6 +279,14 @@ class SQLiteStore:
             self._feeds = feeds
             self._roll_back()
             raise
+
+    def _check_file(self) -> None:
+        # SQLite goes on writing into a file that was deleted, and all of that is gone with the process.
+        if self._lock is not None and _identity(self.path) != self._file:
+            raise StorageCorrupt(
+                f"{self.path} was removed or replaced while the collector runs, and nothing is written; put it back, "
+                "or restart the collector to begin a new one"
+            )
 
     def _roll_back(self) -> None:
         db = self._db
@@ -355,6 +366,14 @@ def _id(db: sqlite3.Connection, table: str, key: dict[str, object]) -> int:
             f"INSERT INTO {table} ({', '.join(key)}) VALUES ({marks}) RETURNING id", tuple(key.values())
         ).fetchone()
     return int(row[0])
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _size(path: Path) -> int:
