@@ -129,7 +129,7 @@ class BithumbWebSocket(_Bithumb, WSController):
             message = _decode(frame)
             if message.error is not None:
                 _raise_error(message.error)
-            if message.status is not None:
+            if message.status is not None and not message.type:
                 return ()  # the answer to PING
         if message.type != "orderbook":
             raise UnknownFrame(f"type was {message.type!r}")

@@ -87,7 +87,7 @@ class Upbit(WSController):
     def parse(self, frame: bytes, received_us: int) -> Iterable[Message]:
         """Read one frame, in either format."""
         message = _decode(frame)
-        if message.status is not None:
+        if message.status is not None and not (message.type or message.long_type):
             return ()  # the answer to PING
         if message.error is not None:
             raise VenueRefused(f"{message.error.get('name')}: {message.error.get('message')}")

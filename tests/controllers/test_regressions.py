@@ -15,9 +15,10 @@ from collector.errors import BookDiffers, ConnectionLost, StaleConnection, Venue
 from collector.records import Book
 from controllers import fetch as fetching
 from controllers import rest
-from controllers.bithumb import BithumbREST
+from controllers.bithumb import BithumbREST, BithumbWebSocket
 from controllers.connection import retry_after
 from controllers.fetch import Answer, fetch
+from controllers.upbit import Upbit
 from storage.reader import Gap, Reader
 from storage.sqlite import SQLiteStore
 from tests.controllers.test_doubts import BOOK, OTHER, Changing, Played, Stage, Steps
@@ -315,3 +316,22 @@ def test_a_change_that_the_complete_book_holds_already_is_read_all_the_same(
         scene.play(steps())
     assert scene.stored.reasons == ["rejected"]
     assert len(scene.stored.rejected) == 1
+
+
+# --- frames -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_book_with_one_more_field_is_no_heartbeat() -> None:
+    upbit = {
+        "ty": "orderbook",
+        "cd": "KRW-BTC",
+        "tms": 1,
+        "status": "UP",
+        "obu": [{"ap": 2, "bp": 1, "as": 1, "bs": 1}],
+    }
+    unit = {"ask_price": 2, "bid_price": 1, "ask_size": 1, "bid_size": 1}
+    long = {"type": "orderbook", "code": "KRW-BTC", "timestamp": 1, "status": "UP", "orderbook_units": [unit]}
+    for cls, frame in ((Upbit, upbit), (Upbit, long), (BithumbWebSocket, long)):
+        (book,) = make(cls).parse(json.dumps(frame).encode(), 0)
+        assert isinstance(book, Book)
+        assert (book.bids, book.asks) == ({1: 1}, {2: 1})
