@@ -102,6 +102,7 @@ class Controller(Worker):
         self._counts = dict.fromkeys(("received", "duplicate", "ignored", "dropped"), 0)
         self._stored = self._rejected = 0
         self._open: dict[int, HeardFeed] = {}  # epochs the intake knows of
+        self._told: dict[int, int] = {}  # until when each of them was heard, as far as the intake knows
         self._last_received_us = 0
         for feed in self.feeds.values():
             setup.metrics.expect(feed.key)
@@ -191,8 +192,6 @@ class Controller(Worker):
                 self._bytes += len(record.bids or "") + len(record.asks or "")
                 if record.flags & (CROSSED | CHECKSUM_MISMATCH):
                     self._flagged(record)
-            elif type(record) is EpochOpened:
-                self._opened(self.feeds[record.market])
         self._records += records
 
     def _flagged(self, row: BookRow) -> None:
@@ -304,9 +303,14 @@ class Controller(Worker):
             self.setup.metrics.heard(feed.key, feed.opened_us + feed.confirmed_at_us - feed.opened_at_us)
         for record in delivery.records:
             if type(record) is EpochOpened:
-                self._open[record.epoch] = self.feeds[record.market]
+                feed = self._open[record.epoch] = self.feeds[record.market]
+                if feed.epoch == record.epoch:
+                    self._opened(feed)
+            elif type(record) is CoverageMark:
+                self._told[record.epoch] = record.heard_until_us
             elif type(record) is EpochEnded:
                 self._open.pop(record.epoch, None)
+                self._told.pop(record.epoch, None)
 
     def _drop(self, delivery: Delivery, reason: str) -> None:
         # What is dropped may have opened or ended epochs. Those the intake knows end where their last mark stood; the
@@ -314,8 +318,8 @@ class Controller(Worker):
         self.setup.metrics.count_frames(self.exchange, dropped=delivery.frames + delivery.rejected)
         hit = {record.epoch for record in delivery.records if isinstance(record, BookRow | EpochEnded | CoverageMark)}
         for epoch in hit & self._open.keys():
-            feed = self._open.pop(epoch)
-            ended = EpochEnded(epoch, feed.marked_at_us + self._offset_us, reason)
+            del self._open[epoch]
+            ended = EpochEnded(epoch, self._told.pop(epoch), reason)
             self.setup.intake.put(Delivery(self.exchange, 0, (ended,), RECORD_BYTES), force=True)
             self.setup.metrics.epochs.labels(self.exchange, reason).inc()
         for feed in self.feeds.values():

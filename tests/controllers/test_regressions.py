@@ -12,7 +12,7 @@ import requests
 
 from collector.clock import Clock
 from collector.errors import BookDiffers, ConnectionLost, StaleConnection, VenueRefused
-from collector.records import Book
+from collector.records import Book, Delivery
 from controllers import fetch as fetching
 from controllers import rest
 from controllers.bithumb import BithumbREST, BithumbWebSocket
@@ -23,7 +23,7 @@ from storage.reader import Gap, Reader
 from storage.sqlite import SQLiteStore
 from tests.controllers.test_doubts import BOOK, OTHER, Changing, Played, Stage, Steps
 from tests.controllers.venue import check_sums, make
-from tests.fakes import FakeClock, Stored, make_setup
+from tests.fakes import FakeClock, HeardLog, Stored, make_setup
 
 MARKET = "BTC-KRW"
 
@@ -335,3 +335,36 @@ def test_a_book_with_one_more_field_is_no_heartbeat() -> None:
         (book,) = make(cls).parse(json.dumps(frame).encode(), 0)
         assert isinstance(book, Book)
         assert (book.bids, book.asks) == ({1: 1}, {2: 1})
+
+
+# --- a full intake ----------------------------------------------------------------------------------------------------
+
+
+def test_a_full_intake_does_not_fill_the_log_with_beginnings() -> None:
+    log = HeardLog()
+    setup = make_setup(limit_bytes=1000, log=log)
+    setup.intake.put(Delivery("", 0, (), 1000))
+    poller = make(BithumbREST, setup=setup)
+    for price in range(1, 50):
+        poller.handle(polled(price), setup.clock.monotonic_us())
+        poller.flush()
+    assert not log.of("collect_start")
+
+
+def test_a_clock_that_is_set_while_the_intake_is_full_costs_no_coverage_of_before() -> None:
+    clock = FakeClock()
+    setup = make_setup(limit_bytes=100_000, clock=clock)
+    poller, stored = make(BithumbREST, setup=setup), Stored(setup.intake)
+    poller.anchor()
+    for price in range(1, 10):
+        poller.handle(polled(price), clock.advance(1))
+        poller.flush()
+    stored.take()
+    setup.intake.put(Delivery("", 0, (), 100_000))
+    clock.step_wall(-3600)
+    poller.tick()
+
+    epoch = stored.take().only
+    assert epoch.ended is not None
+    assert epoch.mark is not None
+    assert (epoch.reason, epoch.ended.ended_us) == ("no_space", epoch.mark.heard_until_us)
