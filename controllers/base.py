@@ -103,6 +103,7 @@ class Controller(Worker):
         self._stored = self._rejected = 0
         self._open: dict[int, HeardFeed] = {}  # epochs the intake knows of
         self._told: dict[int, int] = {}  # until when each of them was heard, as far as the intake knows
+        self._owners: dict[int, HeardFeed] = {}  # the feeds of epochs whose end is not delivered yet
         self._last_received_us = 0
         for feed in self.feeds.values():
             setup.metrics.expect(feed.key)
@@ -142,7 +143,7 @@ class Controller(Worker):
             return []
         asks: list[Message] = []
         records: list[Record] = []
-        heard: dict[HeardFeed, None] = {}
+        heard: dict[HeardFeed, int] = {}  # how many messages of each
         for message in messages:
             if isinstance(message, Reply | Refused):
                 asks.append(message)
@@ -152,7 +153,7 @@ class Controller(Worker):
                 foreign = BadFrame(f"market {message.market!r} was not asked for")
                 self._reject(frame, at_us, foreign, records=records)
                 return []
-            heard[feed] = None
+            heard[feed] = heard.get(feed, 0) + 1
             try:
                 self._take(feed, message, at_us, records)
             except BadFrame as error:
@@ -176,22 +177,29 @@ class Controller(Worker):
                 raise StaleConnection(f"{feed.market} may have lost changes while it was silent")
         feed.take(message, at_us, self._offset_us, records)
 
-    def _account(self, heard: Iterable[HeardFeed], records: list[Record], at_us: int) -> None:
+    def _account(self, heard: dict[HeardFeed, int], records: list[Record], at_us: int) -> None:
         if records:
             self._stored += 1
         elif heard:
             self._counts["duplicate"] += 1
         else:
             self._counts["ignored"] += 1
-        for feed in heard:
-            feed.confirm(at_us)
-            if records:
-                self._touched[feed] = None
+        made: dict[int, int] = {}
         for record in records:
             if type(record) is BookRow:
+                made[record.epoch] = made.get(record.epoch, 0) + 1
                 self._bytes += len(record.bids or "") + len(record.asks or "")
                 if record.flags & (CROSSED | CHECKSUM_MISMATCH):
                     self._flagged(record)
+            elif type(record) is EpochOpened:
+                self._owners[record.epoch] = self.feeds[record.market]
+        for feed, messages in heard.items():
+            rows = made.get(feed.epoch, 0)
+            feed.tally["received"] += max(rows, messages)  # more rows than messages: some had been held back
+            feed.tally["duplicate"] += max(0, messages - rows)
+            feed.confirm(at_us)
+            if records:
+                self._touched[feed] = None
         self._records += records
 
     def _flagged(self, row: BookRow) -> None:
@@ -219,6 +227,8 @@ class Controller(Worker):
         market = hits[0].market if len(hits) == 1 else None
         self.log.warning("rejected", reason=str(error), kind=type(error).__name__, market=market)
         for feed in hits:
+            feed.tally["received"] += 1
+            feed.tally["rejected"] += 1
             self.end_epoch(feed, "rejected")
             feed.forget()
         self._records.append(Rejected(self.exchange, market, at_us + self._offset_us, str(error), frame))
@@ -280,6 +290,10 @@ class Controller(Worker):
         if self._counts["received"]:
             self.setup.metrics.count_frames(self.exchange, **self._counts)
             self._counts = dict.fromkeys(self._counts, 0)
+        for feed in self.feeds.values():
+            if any(feed.tally.values()):
+                self.setup.metrics.count_records(feed.key, **feed.tally)
+                feed.tally = dict.fromkeys(feed.tally, 0)
         if not self._records and not self._touched:
             return
         records = (*self._records, *(feed.mark(self._heard_at_us) for feed in self._touched))
@@ -311,12 +325,18 @@ class Controller(Worker):
             elif type(record) is EpochEnded:
                 self._open.pop(record.epoch, None)
                 self._told.pop(record.epoch, None)
+                self._owners.pop(record.epoch, None)
 
     def _drop(self, delivery: Delivery, reason: str) -> None:
         # What is dropped may have opened or ended epochs. Those the intake knows end where their last mark stood; the
         # book stays known, so that the next row opens an epoch with all of it.
         self.setup.metrics.count_frames(self.exchange, dropped=delivery.frames + delivery.rejected)
-        hit = {record.epoch for record in delivery.records if isinstance(record, BookRow | EpochEnded | CoverageMark)}
+        hit: set[int] = set()
+        for record in delivery.records:
+            if isinstance(record, BookRow):
+                self._owners[record.epoch].tally["dropped"] += 1
+            if isinstance(record, BookRow | EpochEnded | CoverageMark):
+                hit.add(record.epoch)
         for epoch in hit & self._open.keys():
             del self._open[epoch]
             ended = EpochEnded(epoch, self._told.pop(epoch), reason)
@@ -325,6 +345,8 @@ class Controller(Worker):
         for feed in self.feeds.values():
             if feed.epoch and feed.epoch not in self._open:
                 feed.lost(reason, feed.marked_at_us)
+        for epoch in hit - self._open.keys():
+            self._owners.pop(epoch, None)
 
     # --- for others to read -----------------------------------------------------------------------------------------
 

@@ -89,6 +89,9 @@ class HeardFeed:
         self.probe_failures = 0
         self.doubted = False  # silent for too long, and no probe could say that nothing was missed
         self.patience_us = PATIENCE_US  # silence after which the feed is doubted; grows with silences that proved real
+        self.tally = dict.fromkeys(
+            ("received", "duplicate", "rejected", "dropped"), 0
+        )  # records not yet in the metrics
         # for people
         self.total = 0  # data frames of all epochs
         self.gaps = 0

@@ -108,6 +108,8 @@ class RESTController(Controller):
             self._counts["duplicate"] += 1
             feed.frames += 1
             feed.total += 1
+            feed.tally["received"] += 1
+            feed.tally["duplicate"] += 1
             self._heard_at_us = feed.confirmed_at_us = at_us
             return
         self._last.pop(market, None)

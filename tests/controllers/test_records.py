@@ -1,0 +1,84 @@
+"""Promise 3 for each feed: records received are stored, duplicate, rejected, dropped, or still in the intake."""
+
+from collections.abc import Iterable
+
+from collector.errors import BadFrame
+from collector.records import Book, BookChange, BookRow, Delivery, Message
+from controllers.base import Controller
+from tests.fakes import make_setup
+
+
+class Fed(Controller):
+    """An exchange whose next frame means what the test says."""
+
+    exchange = "venue"
+    transport = "websocket"
+    next: Iterable[Message] = ()
+
+    def parse(self, frame: bytes, received_us: int) -> Iterable[Message]:
+        return self.next
+
+
+def book(market: str, price: int, size: object = "1") -> Book:
+    return Book(market, {price: size}, {price + 1: "1"})  # type: ignore[dict-item]
+
+
+def outcomes(fed: Fed, market: str) -> dict[str, int]:
+    registry, found = fed.setup.metrics.registry, {}
+    for outcome in ("received", "duplicate", "rejected", "dropped"):
+        labels = {"exchange": "venue", "market": market, "channel": "orderbook", "outcome": outcome}
+        found[outcome] = int(registry.get_sample_value("collector_records_total", labels) or 0)
+    return found
+
+
+def feed(fed: Fed, *messages: Message) -> None:
+    fed.next = messages
+    fed.handle(b"frame", fed.clock.monotonic_us())
+    fed.flush()
+
+
+def rows(deliveries: list[Delivery]) -> int:
+    return sum(isinstance(record, BookRow) for delivery in deliveries for record in delivery.records)
+
+
+def test_the_sums_of_each_feed_close() -> None:
+    fed = Fed(("BTC-KRW", "ETH-KRW"), make_setup())
+    feed(fed, book("BTC-KRW", 10), book("ETH-KRW", 20))
+    feed(fed, book("BTC-KRW", 10))  # a repeat
+    feed(fed, book("BTC-KRW", 11), book("ETH-KRW", 20))  # one changes, one does not
+    feed(fed, book("BTC-KRW", 12, "NaN"))  # absurd
+    feed(fed, book("BTC-KRW", 12))
+
+    assert outcomes(fed, "BTC-KRW") == {"received": 5, "duplicate": 1, "rejected": 1, "dropped": 0}
+    assert outcomes(fed, "ETH-KRW") == {"received": 2, "duplicate": 1, "rejected": 0, "dropped": 0}
+    assert rows(fed.setup.intake.take(100)) == 3 + 1
+
+
+def test_what_a_full_intake_refuses_is_dropped() -> None:
+    fed = Fed(("BTC-KRW",), make_setup(limit_bytes=1))
+    feed(fed, book("BTC-KRW", 10))
+    feed(fed, book("BTC-KRW", 11))
+    fed.flush()
+
+    assert outcomes(fed, "BTC-KRW") == {"received": 2, "duplicate": 0, "rejected": 0, "dropped": 2}
+    assert rows(fed.setup.intake.take(100)) == 0
+
+
+def test_a_change_held_back_until_its_book_comes_is_counted_with_its_row() -> None:
+    fed = Fed(("BTC-KRW",), make_setup())
+    fed.next = [BookChange("BTC-KRW", {10: "2"}, {}, sequence=2)]
+    feed(fed, *fed.next)
+    feed(fed, Book("BTC-KRW", {10: "1"}, {}, sequence=1))
+
+    counted = outcomes(fed, "BTC-KRW")
+    assert counted["received"] == counted["duplicate"] + rows(fed.setup.intake.take(100))
+
+
+def test_a_frame_that_is_no_json_belongs_to_every_feed_of_its_connection() -> None:
+    class Broken(Fed):
+        def parse(self, frame: bytes, received_us: int) -> Iterable[Message]:
+            raise BadFrame("not JSON")
+
+    fed = Broken(("BTC-KRW",), make_setup())
+    feed(fed)
+    assert outcomes(fed, "BTC-KRW") == {"received": 1, "duplicate": 0, "rejected": 1, "dropped": 0}
