@@ -203,6 +203,8 @@ class WSController(Controller):
                 feed.first_wait_us = None
                 self.log.warning("silent", market=feed.market, seconds=FIRST_BOOK_US // 1_000_000)
                 self._any_wanted()
+            if self.changes_only and not (feed.book.known or feed.refused) and now_us - self._began_us > FIRST_BOOK_US:
+                raise StaleConnection(f"no complete book of {feed.market} came; subscribing anew")
             # A quiet market may not speak for days, but a fresh subscription begins with its book.
             last_us = max(feed.confirmed_at_us, self._rejected_at_us)
             if not (feed.epoch or feed.refused) and last_us >= self._began_us and now_us - last_us > UNCOVERED_US:

@@ -594,6 +594,41 @@ def flowing(scene: Stage, seconds: int) -> Steps:
         scene.probed()
 
 
+def test_changes_without_a_complete_book_are_not_waited_on_for_ever(stage: Build) -> None:
+    scene = stage(Changing, "BTC-KRW", "ETH-KRW")
+
+    def steps() -> Steps:
+        yield scene.frame({**BOOK, "sequence": 1, "market": "ETH-KRW"}, after=0)
+        for number in range(2, 60):
+            yield scene.frame({"bids": {"9": number}, "asks": {}, "change": True, "sequence": number}, after=1)
+
+    with pytest.raises(StaleConnection, match="no complete book of BTC-KRW came"):
+        scene.play(steps())
+    assert scene.clock.monotonic_us() <= 17_000_000
+    assert not scene.stored.of("BTC-KRW")
+    assert check_sums(scene.setup, scene.stored, "venue", 12)["stored"] == 1
+
+
+def test_a_subscription_to_changes_that_brings_nothing_is_made_anew(stage: Build) -> None:
+    scene = stage(Changing)
+    with pytest.raises(StaleConnection, match="no complete book of BTC-KRW came"):
+        scene.play(scene.chatter(60))
+    assert scene.log.of("silent") == [{"market": "BTC-KRW", "seconds": 10}]
+
+
+def test_a_refused_market_of_changes_is_not_asked_for_again_and_again(stage: Build) -> None:
+    scene = stage(Changing, "BTC-KRW", "NOPE-KRW", probe_interval_s=0)
+
+    def steps() -> Steps:
+        yield scene.frame({**BOOK, "sequence": 1})
+        yield scene.frame({"refused": "no", "market": "NOPE-KRW"})
+        scene.rest.answers.extend([BOOK] * 9)
+        yield from scene.chatter(60)
+
+    scene.play(steps())
+    assert scene.stored.reasons == ["stop"]
+
+
 def test_a_book_of_changes_is_compared_every_so_often_though_data_flows(stage: Build) -> None:
     scene = stage(Changing, probe_interval_s=20)
 
