@@ -654,7 +654,7 @@ def export(
     path = _database(context, db)
     start_us, end_us = _range(start, end)
     if format is None:
-        format = "ndjson" if ".ndjson" in file.suffixes else "csv" if ".csv" in file.suffixes else "json"
+        format = _format_of(file)
     with Progress(
         TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[books]} books"), TimeElapsedColumn(),
         console=err, transient=True, disable=not err.is_terminal,
@@ -780,7 +780,8 @@ def simulate(
     speed: Annotated[str, typer.Option(help="Of a recording: 1 as it was, 10 ten times as fast, max at once.")] = "1",
     loop: Annotated[bool, typer.Option("--loop", help="Play a recording again and again.")] = False,
     rate: Annotated[
-        float | None, typer.Option(help="Updates a second of a generated market; default: as the exchange.")
+        float | None,
+        typer.Option(min=0.01, max=10_000, help="Updates a second of a generated market; default: as the exchange."),
     ] = None,
     port: Annotated[int, typer.Option(help="The port; 0 takes any free one.")] = 0,
     ledger: Annotated[Path | None, typer.Option(help="Write every message sent or withheld into this file.")] = None,
@@ -830,6 +831,14 @@ def simulate(
 
 
 # --- small pieces of the command line ---------------------------------------------------------------------------------
+
+
+def _format_of(file: Path) -> Format:
+    suffix = Path(file.name.removesuffix(".gz")).suffix
+    known: dict[str, Format] = {".json": "json", ".ndjson": "ndjson", ".csv": "csv", "": "json"}
+    if suffix not in known:
+        raise ConfigError(f"{file}: what {suffix} means is not known; name it .json, .ndjson or .csv, or use --format")
+    return known[suffix]
 
 
 def _database(context: typer.Context, db: Path | None) -> Path:

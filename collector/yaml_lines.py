@@ -193,7 +193,7 @@ def _character(error: yaml.reader.ReaderError) -> str:
 def _reason(file: Path, error: OSError) -> str:
     match error:
         case FileNotFoundError():
-            return "there is no such file"
+            return "there is no such file; start in the folder that has it, or name another with --config"
         case IsADirectoryError():
             return "this is a directory; allowed: a YAML file"
         case PermissionError():
