@@ -2,7 +2,7 @@
 
 WAL with `synchronous=FULL`: what a commit took survives SIGKILL and power cut. Rows of a batch go in by one statement
 over `json_each`: every `sqlite3_step` lets go of the interpreter's lock, and a step a row is what a busy collector is
-slowed down by most. Writing the same batch twice leaves it there once.
+slowed down by most. Writing the same batch twice leaves its books and its ledger there once.
 """
 
 import fcntl
