@@ -1,0 +1,43 @@
+"""`python -m bench [parse] [flood] [writer]`: what the collector's work costs, as ratios from one run."""
+
+import importlib
+from typing import Annotated
+
+import orjson
+import typer
+from rich.console import Console
+from rich.table import Table
+
+ALL = ("parse", "flood", "writer")
+
+
+def main(
+    names: Annotated[list[str] | None, typer.Argument(help=f"Of {', '.join(ALL)}; default: all.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure and print; docs/performance.md says what each line means."""
+    unknown = set(names or ()) - set(ALL)
+    if unknown:
+        raise typer.BadParameter(f"{', '.join(sorted(unknown))}: allowed are {', '.join(ALL)}")
+    out = Console(width=None if Console().is_terminal else 120)
+    everything = {}
+    for name in names or ALL:
+        rows = list(importlib.import_module(f"bench.{name}").run())
+        everything[name] = [row._asdict() for row in rows]
+        if json:
+            continue
+        table = Table(name, box=None, pad_edge=False)
+        for column in ("measured", "ratio", "aim", "spread"):
+            table.add_column(column, justify="right")
+        for row in rows:
+            ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
+            spread = "" if row.spread is None else f"{row.spread:.2f}"
+            table.add_row(row.name, f"{row.value:.1f} {row.unit}", ratio, row.aim, spread)
+        out.print(table)
+        out.print()
+    if json:
+        print(orjson.dumps(everything, option=orjson.OPT_INDENT_2).decode())
+
+
+if __name__ == "__main__":
+    typer.run(main)
