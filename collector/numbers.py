@@ -20,7 +20,8 @@ EXACT = Context(prec=120)
 # More digits than any market has; larger exponents would make a short token a text of gigabytes.
 DIGITS_MAX = 40
 
-_TOKEN = re.compile(r"-?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?", re.ASCII)
+_is_plain = re.compile(r"-?[0-9]+(?:\.[0-9]+)?", re.ASCII).fullmatch
+_is_number = re.compile(r"-?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?", re.ASCII).fullmatch
 
 
 def decoder(kind: Any) -> Callable[[bytes], Any]:
@@ -45,9 +46,9 @@ def to_decimal(token: object) -> Decimal:
     Raises `BadFrame` for anything that is not a finite decimal number of at most `DIGITS_MAX` digits either side of the
     point (`"NaN"`, `None`, `true`, `"1_000"`, `1E999999999`).
     """
-    if type(token) is int:
-        number = Decimal(token)
-    elif type(token) is str and len(token) <= 2 * DIGITS_MAX and _TOKEN.fullmatch(token):
+    if type(token) is str and len(token) <= DIGITS_MAX and _is_plain(token):
+        return Decimal(token)  # nearly all of them; too short to be out of range
+    if type(token) is int or (type(token) is str and len(token) <= 2 * DIGITS_MAX and _is_number(token)):
         number = Decimal(token)
     else:
         raise BadFrame(f"{_short(token)} is not a number")

@@ -29,7 +29,7 @@ class Side:
     out as `127`. Text keeps its digits. After a `BadFrame` the side is in no defined state: `clear` it.
     """
 
-    __slots__ = ("_numbers", "_order", "_spelling", "_trim", "levels", "total")
+    __slots__ = ("_numbers", "_order", "_sizes", "_spelling", "_trim", "levels", "total")
 
     def __init__(self, *, trim: bool) -> None:
         self._trim = trim
@@ -39,7 +39,8 @@ class Side:
         """Forget every level."""
         self.levels: dict[Number, Number] = {}  # as the exchange spelt them last
         self.total = _ZERO  # exact sum of all sizes
-        self._numbers: dict[Number, Decimal] = {}
+        self._numbers: dict[Number, Decimal] = {}  # of prices
+        self._sizes: dict[Number, Decimal] = {}
         self._spelling: dict[Number, str] = {}
         self._order: list[Decimal] = []  # ascending
 
@@ -84,7 +85,7 @@ class Side:
 
     def as_numbers(self) -> dict[Decimal, Decimal]:
         """Return price to size, for comparing with a book from elsewhere."""
-        return {self._numbers[price]: to_decimal(size) for price, size in self.levels.items()}
+        return {self._numbers[price]: size for price, size in self._sizes.items()}
 
     def _text(self, token: Number) -> str:
         text = plain(token)
@@ -111,6 +112,7 @@ class Side:
             gone.remove(before)
             self._numbers[price] = self._numbers.pop(before)
             self._spelling[price] = self._spelling.pop(before)
+            self._sizes[price] = self._sizes.pop(before)
             self.levels[price] = self.levels.pop(before)
             self._put(price, size, changes)
         return rest
@@ -140,18 +142,20 @@ class Side:
         else:
             if value < _ZERO:
                 raise BadFrame(f"size {size!r} at price {price!r} is negative")
-            old = to_decimal(before)
+            old = self._sizes[price]
             if old == value:
                 self.levels[price] = size
                 return
             self.total = EXACT.add(self.total, EXACT.subtract(value, old))
         self.levels[price] = size
+        self._sizes[price] = value
         changes.append((self._spelling[price], self._text(size)))
 
     def _remove(self, price: Number) -> str:
         number = self._numbers.pop(price)
         del self._order[bisect_left(self._order, number)]
-        self.total = EXACT.subtract(self.total, to_decimal(self.levels.pop(price)))
+        self.total = EXACT.subtract(self.total, self._sizes.pop(price))
+        del self.levels[price]
         return self._spelling.pop(price)
 
 
