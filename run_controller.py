@@ -177,7 +177,7 @@ class Daemon:
         self.web.stop()
         self.logs.stop()
         try:
-            if not self.writer.alive:
+            if self.writer.state == "stopped":  # in order: nothing it had in hand is missing
                 for batch in iter(lambda: self.intake.take(1000), []):  # what the log said while stopping
                     self.store.write(batch, self.clock.wall_us())
                     self.intake.done(batch)

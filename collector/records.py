@@ -13,6 +13,9 @@ from collector.numbers import Number
 
 ORDERBOOK = "orderbook"
 
+# Rows that an epoch can number; the next one opens another epoch. Epoch and number share one integer in the store.
+ROWS_MAX = (1 << 24) - 1
+
 # Why an epoch ended. `crash` is never written: the reader derives it from a run that is over and was not closed.
 REASONS = (
     "disconnect",

@@ -14,6 +14,7 @@ from collector.records import (
     CHECKSUM_MISMATCH,
     CROSSED,
     KEYFRAME,
+    ROWS_MAX,
     SAMPLED,
     Book,
     BookChange,
@@ -154,6 +155,8 @@ class HeardFeed:
         offset_us: int,
         records: list[Record],
     ) -> None:
+        if self.n >= ROWS_MAX and self.epoch:
+            records += self.end("superseded", self.confirmed_at_us)
         opening = not self.epoch
         if not (bids or asks or opening or (mismatch and not self._mismatch)):
             return

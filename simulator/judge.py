@@ -302,13 +302,13 @@ def _rows(db: sqlite3.Connection, epoch: int, opened_us: int, verdict: Verdict) 
     expected = 1
     for id_, at_us, lag_us, sequence, flags, bids, asks in db.execute(
         "SELECT id, at_us, lag_us, sequence, flags, bids, asks FROM book "
-        "WHERE id BETWEEN ? << 32 AND (? << 32) + 4294967295 ORDER BY id",
+        "WHERE id BETWEEN ? << 24 AND (? << 24) + 16777215 ORDER BY id",
         (epoch, epoch),
     ):
-        if id_ & 0xFFFFFFFF != expected:
+        if id_ & 0xFFFFFF != expected:
             verdict.wrong += 1
             verdict.notes.append(f"epoch {epoch}: row {expected} is missing")
-        expected = (id_ & 0xFFFFFFFF) + 1
+        expected = (id_ & 0xFFFFFF) + 1
         venue_us = None if lag_us is None else opened_us + at_us - lag_us
         rows.append(
             (bool(flags & 1), _side(json.loads(bids or "[]")), _side(json.loads(asks or "[]")), venue_us, sequence)

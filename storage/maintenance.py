@@ -131,7 +131,7 @@ def delete_days_before(store: Store, day: int) -> Iterator[int]:
 def _delete_of_epoch(store: Store, epoch: _OldEpoch, before_us: int) -> Iterator[int]:
     epoch_id, opened_us, channel, from_us, heard_us, is_over = epoch
     gone = bool(is_over) and heard_us < before_us
-    end_id = (epoch_id + 1) << 32
+    end_id = (epoch_id + 1) << 24
     if gone:
         kept_us = heard_us
     elif channel == ORDERBOOK:
@@ -147,14 +147,14 @@ def _delete_of_epoch(store: Store, epoch: _OldEpoch, before_us: int) -> Iterator
         )
         yield 0
     if gone or channel == ORDERBOOK:
-        yield from _delete_by_key(store, "book", "id >= ?", (epoch_id << 32,), "id", end_id)
+        yield from _delete_by_key(store, "book", "id >= ?", (epoch_id << 24,), "id", end_id)
     if gone:
         yield store.in_transaction(lambda db: _delete_epoch(db, epoch_id))
 
 
 def _first_kept(db: sqlite3.Connection, epoch_id: int, before_at_us: int) -> tuple[int, int] | None:
     # Key and time of the keyframe that what is kept begins with; None where all of it is.
-    last_id = epoch_id << 32 | N_MAX
+    last_id = epoch_id << 24 | N_MAX
     newest_old = last_key(db, epoch_id, before_at_us - 1)
     if newest_old is None:
         return None
@@ -165,7 +165,7 @@ def _first_kept(db: sqlite3.Connection, epoch_id: int, before_at_us: int) -> tup
         return int(row[0]), int(row[1])
     found: tuple[int, int] | None = db.execute(
         "SELECT id, at_us FROM book WHERE flags & 1 AND id BETWEEN ? AND ? ORDER BY id DESC LIMIT 1",
-        (epoch_id << 32, newest_old),
+        (epoch_id << 24, newest_old),
     ).fetchone()
     return found
 

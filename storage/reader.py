@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple, Self, overload
 import msgspec
 
 from collector.errors import NotOurs, StorageBusy, StorageCorrupt, StorageError
-from collector.records import CHECKSUM_MISMATCH, CROSSED, KEYFRAME, ORDERBOOK, SAMPLED
+from collector.records import CHECKSUM_MISMATCH, CROSSED, KEYFRAME, ORDERBOOK, ROWS_MAX, SAMPLED
 from collector.times import show_time
 from storage.rebuild import Levels, Side
 from storage.sqlite import APPLICATION_ID, SCHEMA_VERSION
@@ -25,7 +25,7 @@ from storage.sqlite import APPLICATION_ID, SCHEMA_VERSION
 PAGE_ROWS = 5_000
 PAGE_BYTES = 4 << 20
 TIMES = 20_000
-N_MAX = 0xFFFFFFFF
+N_MAX = ROWS_MAX
 
 FLAGS = {CROSSED: "crossed", CHECKSUM_MISMATCH: "checksum_mismatch", SAMPLED: "sampled"}
 # What ended for one of these was trusted only up to the last data that agreed.
@@ -113,7 +113,7 @@ class Epoch(msgspec.Struct, frozen=True):
     @property
     def ids(self) -> tuple[int, int]:
         """The first and last key its rows in `book` can have."""
-        return self.id << 32, self.id << 32 | N_MAX
+        return self.id << 24, self.id << 24 | N_MAX
 
 
 class BookAt(msgspec.Struct, frozen=True, gc=False):
@@ -565,7 +565,7 @@ def last_key(db: sqlite3.Connection, epoch: int, at_us: int) -> int | None:
 
     Times rise with the keys, so that it is found by halving, without an index on times.
     """
-    low, high = epoch << 32, epoch << 32 | N_MAX
+    low, high = epoch << 24, epoch << 24 | N_MAX
     first = db.execute(_FIRST, (low, high)).fetchone()
     last = db.execute(_LAST, (low, high)).fetchone()
     if first is None or first[1] > at_us:

@@ -34,7 +34,7 @@ WAL_BYTES_MAX = 32 << 20
 
 _INSERT_BOOK = """
 INSERT INTO book (id, at_us, lag_us, sequence, flags, bids, asks)
-SELECT (? + json_extract(value, '$[0]')) << 32 | json_extract(value, '$[1]'),
+SELECT (? + json_extract(value, '$[0]')) << 24 | json_extract(value, '$[1]'),
        json_extract(value, '$[2]'), json_extract(value, '$[3]'), json_extract(value, '$[4]'),
        json_extract(value, '$[5]'), json_extract(value, '$[6]'), json_extract(value, '$[7]')
 FROM json_each(?) WHERE true

@@ -59,7 +59,7 @@ CREATE TABLE coverage (
 -- One row an update, keyed (epoch, n): both are in `id`, since a key of two columns would put every keyframe on a page of
 -- its own. Times count from the epoch's opened_us and back from receipt; `book_update` shows them as times of day.
 CREATE TABLE book (
-    id       INTEGER PRIMARY KEY,              -- epoch << 32 | n
+    id       INTEGER PRIMARY KEY,              -- epoch << 24 | n: 16,777,215 rows an epoch
     at_us    INTEGER NOT NULL,                 -- receipt minus epoch.opened_us
     lag_us   INTEGER,                          -- receipt minus the exchange's own time
     sequence INTEGER,                          -- the exchange's own number
@@ -132,8 +132,8 @@ CREATE TABLE event (
 -- `book` with everything spelt out.
 CREATE VIEW book_update AS
 SELECT
-    b.id >> 32                          AS epoch,
-    b.id & 4294967295                   AS n,
+    b.id >> 24                          AS epoch,
+    b.id & 16777215                   AS n,
     x.name                              AS exchange,
     m.symbol                            AS symbol,
     m.currency                          AS currency,
@@ -147,7 +147,7 @@ SELECT
     b.bids                              AS bids,
     b.asks                              AS asks
 FROM book AS b
-JOIN epoch AS e ON e.id = b.id >> 32
+JOIN epoch AS e ON e.id = b.id >> 24
 JOIN feed AS f ON f.id = e.feed
 JOIN exchange AS x ON x.id = f.exchange
 JOIN market AS m ON m.id = f.market;
@@ -163,7 +163,7 @@ SELECT
     CAST(json_extract(l.value, '$[0]') AS NUMERIC)      AS price,
     CAST(json_extract(l.value, '$[1]') AS NUMERIC)      AS volume
 FROM book AS b
-JOIN epoch AS e ON e.id = b.id >> 32
+JOIN epoch AS e ON e.id = b.id >> 24
 JOIN feed AS f ON f.id = e.feed
 JOIN exchange AS x ON x.id = f.exchange
 JOIN market AS m ON m.id = f.market
@@ -182,7 +182,7 @@ SELECT
     CAST(json_extract(l.value, '$[0]') AS NUMERIC)      AS price,
     CAST(json_extract(l.value, '$[1]') AS NUMERIC)      AS volume
 FROM book AS b
-JOIN epoch AS e ON e.id = b.id >> 32
+JOIN epoch AS e ON e.id = b.id >> 24
 JOIN feed AS f ON f.id = e.feed
 JOIN exchange AS x ON x.id = f.exchange
 JOIN market AS m ON m.id = f.market

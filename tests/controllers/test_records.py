@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from collector.errors import BadFrame
-from collector.records import Book, BookChange, BookRow, Delivery, Message
+from collector.records import KEYFRAME, ROWS_MAX, Book, BookChange, BookRow, Delivery, EpochEnded, Message
 from controllers.base import Controller
 from tests.fakes import make_setup
 
@@ -82,3 +82,16 @@ def test_a_frame_that_is_no_json_belongs_to_every_feed_of_its_connection() -> No
     fed = Broken(("BTC-KRW",), make_setup())
     feed(fed)
     assert outcomes(fed, "BTC-KRW") == {"received": 1, "duplicate": 0, "rejected": 1, "dropped": 0}
+
+
+def test_an_epoch_that_can_number_no_more_rows_is_followed_by_another() -> None:
+    fed = Fed(("BTC-KRW",), make_setup())
+    feed(fed, book("BTC-KRW", 10))
+    fed.feeds["BTC-KRW"].n = ROWS_MAX
+    feed(fed, book("BTC-KRW", 11))
+
+    records = [record for delivery in fed.setup.intake.take(100) for record in delivery.records]
+    (ended,) = [record for record in records if isinstance(record, EpochEnded)]
+    assert (ended.epoch, ended.reason) == (1, "superseded")
+    last = [record for record in records if isinstance(record, BookRow)][-1]
+    assert (last.epoch, last.n, last.flags & KEYFRAME) == (2, 1, KEYFRAME)

@@ -98,7 +98,7 @@ class Builder:
         lag_us: int | None = None,
         sequence: int | None = None,
     ) -> None:
-        self.rows([(epoch << 32 | n, at_us, lag_us, sequence, flags | keyframe, text(bids), text(asks))])
+        self.rows([(epoch << 24 | n, at_us, lag_us, sequence, flags | keyframe, text(bids), text(asks))])
 
     def rows(self, rows: Iterable[tuple[object, ...]]) -> None:
         self.db.execute("BEGIN")

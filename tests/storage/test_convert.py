@@ -218,7 +218,7 @@ def test_existing_file_stays_unless_overwriting_is_allowed(filled: Builder, tmp_
 
 @pytest.mark.parametrize("ending", ["", ".gz"])
 def test_export_that_fails_leaves_nothing(filled: Builder, tmp_path: Path, ending: str) -> None:
-    filled.rows([(3 << 32 | 2, 1, None, None, 0, "{", None)])
+    filled.rows([(3 << 24 | 2, 1, None, None, 0, "{", None)])
     with pytest.raises(StorageError):
         DataConverter(filled.path).export("upbit", tmp_path / f"a.json{ending}")
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith("a.")] == []
@@ -292,7 +292,7 @@ def test_export_holds_little_in_memory(db: Builder, tmp_path: Path) -> None:
     side = [(str(price), "1.23456789") for price in range(1, 101)]
     epoch = db.epoch(heard_us=T0 + 10_000)
     db.row(epoch, 1, 0, bids=side, asks=side, keyframe=True)
-    db.rows((epoch << 32 | n, n, None, None, 0, f'[["1","{n}"]]', None) for n in range(2, 8_001))
+    db.rows((epoch << 24 | n, n, None, None, 0, f'[["1","{n}"]]', None) for n in range(2, 8_001))
     tracemalloc.start()
     try:
         receipt = DataConverter(db.path).export("upbit", tmp_path / "a.json")

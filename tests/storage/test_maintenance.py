@@ -96,7 +96,7 @@ def count(db: Builder, table: str) -> int:
 
 def ns(db: Builder, epoch: int) -> list[int]:
     return [
-        row[0] for row in db.db.execute("SELECT id & 4294967295 FROM book WHERE id >> 32 = ? ORDER BY id", (epoch,))
+        row[0] for row in db.db.execute("SELECT id & 16777215 FROM book WHERE id >> 24 = ? ORDER BY id", (epoch,))
     ]
 
 
@@ -154,7 +154,7 @@ def test_epochs_that_are_over_go_with_their_ledger(db: Builder, store: TestStore
     list(delete_days_before(store, DAY))
     for table in ("epoch", "coverage"):
         assert [row[0] for row in db.db.execute(f"SELECT * FROM {table}")] == [still_open, kept]
-    assert [row[0] >> 32 for row in db.db.execute("SELECT id FROM book")] == [still_open, kept]
+    assert [row[0] >> 24 for row in db.db.execute("SELECT id FROM book")] == [still_open, kept]
 
 
 def test_ledger_never_claims_what_is_gone(db: Builder, store: TestStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,7 +177,7 @@ def test_ledger_never_claims_what_is_gone(db: Builder, store: TestStore, monkeyp
 
 def test_transactions_stay_small_and_a_second_round_finds_nothing(db: Builder, store: TestStore) -> None:
     epoch = db.epoch(opened_us=MIDNIGHT - DAY_US, heard_us=MIDNIGHT + 10)
-    db.rows((epoch << 32 | n, n, None, None, int(n == 1), "[]", "[]") for n in range(1, 12_001))
+    db.rows((epoch << 24 | n, n, None, None, int(n == 1), "[]", "[]") for n in range(1, 12_001))
     db.row(epoch, 12_001, DAY_US + 5, bids=[], asks=[], keyframe=True)
     assert sum(delete_days_before(store, DAY)) == 12_000
     assert 0 < store.largest <= 5_000
@@ -282,7 +282,7 @@ def test_side_tables_are_trimmed_by_size(
 def test_free_space_is_given_back_in_pieces(db: Builder, store: TestStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(maintenance, "STEP_PAGES", 50)
     epoch = db.epoch(opened_us=MIDNIGHT - DAY_US, heard_us=MIDNIGHT - 1, reason="stop")
-    db.rows((epoch << 32 | n, n, None, None, 0, "x" * 500, None) for n in range(1, 2_001))
+    db.rows((epoch << 24 | n, n, None, None, 0, "x" * 500, None) for n in range(1, 2_001))
     db.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     full = db.path.stat().st_size
     list(delete_days_before(store, DAY))
@@ -312,7 +312,7 @@ def test_a_round_an_hour_in_steps_with_the_real_store(tmp_path: Path) -> None:
         while keeping.step(log):
             continue
         assert log.lines == [("retention", {"rows": 4})]  # two rows and two epochs
-        assert store.connection.execute("SELECT id >> 32 FROM book").fetchall() == [(3,)]
+        assert store.connection.execute("SELECT id >> 24 FROM book").fetchall() == [(3,)]
         clock.wall += DAY_US
         assert not keeping.step(log)
         assert store.connection.execute("SELECT count(*) FROM book").fetchone() == (1,)
@@ -369,7 +369,7 @@ def test_backup_ends_although_the_database_is_written_all_the_time(
 ) -> None:
     monkeypatch.setattr(maintenance, "STEP_PAGES", 5)
     epoch = db.epoch(opened_us=T0, heard_us=T0 + 9)
-    db.rows((epoch << 32 | n, n, None, None, 1, "[]", "[]" + " " * 400) for n in range(1, 1_001))
+    db.rows((epoch << 24 | n, n, None, None, 1, "[]", "[]" + " " * 400) for n in range(1, 1_001))
     n = 1_000
 
     def write_between(_: float) -> None:
@@ -418,7 +418,7 @@ def test_second_backup_to_one_name_is_refused(db: Builder, tmp_path: Path) -> No
 
 def test_damaged_database_gives_no_backup(db: Builder, tmp_path: Path) -> None:
     epoch = db.epoch(heard_us=T0 + 10_000)
-    db.rows((epoch << 32 | n, n, None, None, 1, "[]" + " " * 300, None) for n in range(1, 500))
+    db.rows((epoch << 24 | n, n, None, None, 1, "[]" + " " * 300, None) for n in range(1, 500))
     db.close()
     content = bytearray(db.path.read_bytes())
     content[80_000:90_000] = b"\xff" * 10_000

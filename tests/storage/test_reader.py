@@ -79,7 +79,7 @@ def test_directory_is_an_error(tmp_path: Path) -> None:
 
 def test_damaged_file_says_so(db: Builder) -> None:
     epoch = db.epoch(heard_us=T0 + 10_000)
-    db.rows((epoch << 32 | n, n, None, None, KEYFRAME, '[["1","1"]]' * 40, None) for n in range(1, 500))
+    db.rows((epoch << 24 | n, n, None, None, KEYFRAME, '[["1","1"]]' * 40, None) for n in range(1, 500))
     db.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     db.close()
     content = bytearray(db.path.read_bytes())
@@ -201,7 +201,7 @@ def test_no_read_transaction_outlives_a_page(db: Builder) -> None:
 def test_rows_no_writer_wrote_are_corrupt(db: Builder, bids: str) -> None:
     epoch = db.epoch(heard_us=T0 + 10)
     db.row(epoch, 1, 0, bids=BIDS, asks=ASKS, keyframe=True)
-    db.rows([(epoch << 32 | 2, 1, None, None, 0, bids, None)])
+    db.rows([(epoch << 24 | 2, 1, None, None, 0, bids, None)])
     with Reader(db.path) as reader, pytest.raises(StorageCorrupt, match=f"book {epoch}/2"):
         list(reader.books("upbit"))
 
@@ -322,8 +322,8 @@ def test_open_epoch_of_a_closed_run_crashed(db: Builder) -> None:
 
 def test_trimmed_epoch_is_told_as_deleted(db: Builder) -> None:
     epoch = three_rows(db)
-    db.db.execute("DELETE FROM book WHERE id = ?", (epoch << 32 | 1,))
-    db.db.execute("UPDATE book SET flags = 1, bids = '[]', asks = '[]' WHERE id = ?", (epoch << 32 | 2,))
+    db.db.execute("DELETE FROM book WHERE id = ?", (epoch << 24 | 1,))
+    db.db.execute("UPDATE book SET flags = 1, bids = '[]', asks = '[]' WHERE id = ?", (epoch << 24 | 2,))
     db.db.execute("UPDATE coverage SET from_us = ?", (T0 + 10,))
     with Reader(db.path) as reader:
         assert reader.book_at("upbit", "BTC-KRW", T0) == Gap("deleted", None, T0 + 10)

@@ -21,6 +21,7 @@ from collector.errors import NotOurs, StorageBusy, StorageCorrupt, StorageError,
 from collector.records import (
     CROSSED,
     KEYFRAME,
+    ROWS_MAX,
     BookRow,
     CoverageMark,
     Delivery,
@@ -134,7 +135,7 @@ def test_a_run_starts_where_the_epochs_of_earlier_runs_end(store: SQLiteStore) -
 
     assert query(store.path, "SELECT epoch_base, alive_us FROM run ORDER BY id") == [(0, T0), (2, T0 + 60)]
     assert query(store.path, "SELECT id, run FROM epoch ORDER BY id") == [(1, 1), (2, 1), (3, 2)]
-    assert query(store.path, "SELECT id >> 32, id & 4294967295 FROM book ORDER BY id") == [(1, 1), (3, 1)]
+    assert query(store.path, "SELECT id >> 24, id & 16777215 FROM book ORDER BY id") == [(1, 1), (3, 1)]
     assert query(store.path, "SELECT epoch, frames FROM coverage ORDER BY epoch") == [(1, 0), (2, 0), (3, 1)]
 
 
@@ -144,7 +145,7 @@ def test_the_same_run_that_opens_again_goes_on(store: SQLiteStore) -> None:
     store.open()
     store.write(deliver(FIRST), T0)
     assert query(store.path, "SELECT count(*) FROM run") == [(1,)]
-    assert query(store.path, "SELECT id >> 32 FROM book") == [(1,)]
+    assert query(store.path, "SELECT id >> 24 FROM book") == [(1,)]
 
 
 def test_an_orderly_end_is_noted(store: SQLiteStore) -> None:
@@ -464,8 +465,8 @@ def test_every_kind_of_record_arrives(store: SQLiteStore) -> None:
     assert found["epoch"] == [(1, 1, 1, "websocket", 30, "compared", T0, T0 + 30, "rejected")]
     assert found["coverage"] == [(1, T0, T0 + 30, T0 + 20, 2, "rejected")]
     assert found["book"] == [
-        (1 << 32 | 1, 0, 5, 77, KEYFRAME, '[["99","1.5"],["98","2"]]', '[["101","0.10"]]'),
-        (1 << 32 | 2, 20, None, None, CROSSED, None, '[["101","0"]]'),
+        (1 << 24 | 1, 0, 5, 77, KEYFRAME, '[["99","1.5"],["98","2"]]', '[["101","0.10"]]'),
+        (1 << 24 | 2, 20, None, None, CROSSED, None, '[["101","0"]]'),
     ]
     assert found["rejected"] == [(1, 1, "UPBIT", "BTC-KRW", T0 + 40, "is no JSON", b"\x00\xff{")]
     assert found["event"] == [(1, 1, T0 + 41, "ERROR", "UPBIT-BTC", "거절")]
@@ -718,9 +719,9 @@ def test_integers_are_exact_up_to_the_limits(store: SQLiteStore, number: int) ->
 
 
 def test_the_last_number_of_an_epoch_does_not_reach_into_the_next_one(store: SQLiteStore) -> None:
-    store.write(deliver(OPENED, BookRow(1, 2**32 - 1, 0, None, None, KEYFRAME, "[]", "[]")), T0)
+    store.write(deliver(OPENED, BookRow(1, ROWS_MAX, 0, None, None, KEYFRAME, "[]", "[]")), T0)
     store.write(deliver(EpochOpened(2, "UPBIT", "BTC-KRW", "orderbook", "websocket", T0)), T0)
-    assert query(store.path, "SELECT epoch, n FROM book_update") == [(1, 2**32 - 1)]
+    assert query(store.path, "SELECT epoch, n FROM book_update") == [(1, ROWS_MAX)]
 
 
 def test_high_epochs_are_told_apart(store: SQLiteStore) -> None:
