@@ -150,6 +150,11 @@ def test_a_sum_is_exact_where_floats_are_not() -> None:
     side = Side(trim=True)
     side.replace({str(price): "0.1" for price in range(1, 11)})
     assert side.total == 1
+    side.apply({"20": "1" + "0" * 30})
+    side.apply({"21": "0." + "0" * 29 + "1"})
+    assert side.total == Decimal("1" + "0" * 29 + "1." + "0" * 29 + "1")
+    side.apply({"20": 0, "21": 0})
+    assert side.total == 1
     side.apply({"1": "1" + "0" * 30})
     side.apply({"1": "0." + "0" * 29 + "1"})
     assert side.total == Decimal("0.900000000000000000000000000001")

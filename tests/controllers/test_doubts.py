@@ -353,6 +353,32 @@ def test_a_refusal_that_names_no_market_concerns_those_that_are_not_heard(stage:
     assert len(scene.stored.only.rows) == 2
 
 
+def test_a_refusal_that_names_no_market_may_mean_one_whose_book_is_on_its_way(stage: Build) -> None:
+    scene = stage(Played, "BTC-KRW", "ETH-KRW", "NOPE-KRW")
+
+    def steps() -> Steps:
+        yield scene.frame({"refused": "Invalid Topic"})
+        yield scene.frame(BOOK)
+        assert [row["state"] for row in scene.controller.status()] == ["live", "refused", "refused"]
+        yield scene.frame({**BOOK, "market": "ETH-KRW"})
+        assert [row["state"] for row in scene.controller.status()] == ["live", "live", "refused"]
+
+    scene.play(steps())
+    assert scene.stored.reasons == ["stop", "stop"]
+
+
+def test_when_no_book_follows_a_refusal_all_were_meant(stage: Build) -> None:
+    scene = stage(Played, "A-KRW", "B-KRW")
+
+    def steps() -> Steps:
+        yield scene.frame({"refused": "Invalid Topic"})
+        yield from scene.chatter(20)
+        pytest.fail("it went on")
+
+    with pytest.raises(VenueRefused, match="Invalid Topic"):
+        scene.play(steps())
+
+
 def test_a_refusal_is_forgotten_with_the_connection(stage: Build) -> None:
     scene = stage(Played, "BTC-KRW", "NOPE-KRW")
     scene.play(iter([scene.frame({"refused": "no", "market": "NOPE-KRW"})]))
@@ -566,6 +592,31 @@ def test_a_feed_that_is_not_covered_is_not_compared(stage: Build) -> None:
     assert not scene.rest.asked
 
 
+def test_a_market_that_falls_silent_after_a_rejected_frame_is_subscribed_to_anew(stage: Build) -> None:
+    scene = stage(Played, "BTC-KRW", "ETH-KRW")
+
+    def steps() -> Steps:
+        yield scene.frame(BOOK, after=0)
+        yield scene.frame({"bids": {"10": -1}, "asks": {}})
+        for number in range(1, 60):
+            yield scene.frame({**BOOK, "bids": {"10": number}, "market": "ETH-KRW"}, after=1)
+
+    with pytest.raises(StaleConnection, match="BTC-KRW is not covered and silent"):
+        scene.play(steps())
+    assert 30_000_000 < scene.clock.monotonic_us() - 5_000_000 < 33_000_000
+
+
+def test_a_market_that_was_never_heard_on_a_connection_ends_none(stage: Build) -> None:
+    scene = stage(Played, "BTC-KRW", "HALTED-KRW")
+
+    def steps() -> Steps:
+        for number in range(1, 120):
+            yield scene.frame({**BOOK, "bids": {"10": number}}, after=1)
+
+    scene.play(steps())
+    assert scene.stored.reasons == ["stop"]
+
+
 def test_a_comparison_is_void_when_its_epoch_ended_meanwhile(stage: Build) -> None:
     scene = stage()
 
@@ -655,7 +706,28 @@ def test_it_is_not_where_the_interval_is_nought(stage: Build) -> None:
     assert scene.stored.only.verdict == "unverified"
 
 
-def test_a_book_of_changes_that_differs_twice_is_started_afresh(stage: Build) -> None:
+def test_a_book_of_changes_that_differs_twice_is_started_afresh_and_taken_back(stage: Build) -> None:
+    scene = stage(Changing, probe_interval_s=20)
+
+    def steps() -> Steps:
+        yield scene.frame({**BOOK, "sequence": 1}, after=0)
+        for number, arrived in enumerate(flowing(scene, 90), 1):
+            if number > 30:
+                scene.rest.answers.clear()
+                scene.rest.answers.extend([OTHER, OTHER])
+            yield arrived
+
+    with pytest.raises(BookDiffers):
+        scene.play(steps())
+    assert scene.stored.reasons == ["probe"]
+    assert scene.probes() == {"agreed": 1, "differed": 2}
+    epoch = scene.stored.only
+    assert epoch.ended is not None
+    assert epoch.ended.ended_us == epoch.opened.opened_us + 20_000_000, "where it last agreed"
+    assert epoch.ended.frames == 1 + 20
+
+
+def test_a_book_of_changes_that_never_agreed_is_taken_back_to_its_beginning(stage: Build) -> None:
     scene = stage(Changing, probe_interval_s=20)
 
     def steps() -> Steps:
@@ -667,8 +739,9 @@ def test_a_book_of_changes_that_differs_twice_is_started_afresh(stage: Build) ->
 
     with pytest.raises(BookDiffers):
         scene.play(steps())
-    assert scene.stored.reasons == ["probe"]
-    assert scene.probes() == {"differed": 2}
+    epoch = scene.stored.only
+    assert epoch.ended is not None
+    assert (epoch.ended.ended_us, epoch.ended.frames) == (epoch.opened.opened_us, 1)
 
 
 def test_complete_books_are_not_compared_while_they_flow(stage: Build) -> None:

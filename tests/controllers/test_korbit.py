@@ -90,6 +90,7 @@ def test_text_keeps_its_digits() -> None:
         ("The symbol (a) does not exist (nope_krw)", "NOPE-KRW"),
         ("The symbol does not exist", None),
         ("broken)", None),
+        ("The symbol does not exist (nope_krw", None),
     ],
 )
 def test_a_refusal_names_its_market_where_the_message_does(message: str, market: str | None) -> None:

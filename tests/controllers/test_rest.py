@@ -284,6 +284,14 @@ def test_without_a_word_it_is_left_alone_for_a_second_and_longer_each_time(stage
     assert waits[-1] > 10 * waits[0]
 
 
+def test_pauses_grow_after_a_healthy_minute_too(stage: Build) -> None:
+    scene = stage(backoff={"base_s": 1, "cap_s": 3600, "healthy_s": 5})
+    scene.controller.backoff._random = lambda: 1.0
+    scene.play(*(book(number) for number in range(1, 100)), *[429] * 4, book(2))
+    waits = [round(b - a, 1) for a, b in zip(scene.times[99:], scene.times[100:], strict=False)]
+    assert waits[0] < waits[1] < waits[2]
+
+
 # --- the real controller ----------------------------------------------------------------------------------------------
 
 
