@@ -270,6 +270,7 @@ class Daemon:
                 self.metrics.database_bytes.set(database)
                 self.metrics.wal_bytes.set(wal)
                 self._growth.sample(self.store.pages_bytes())
+                self.metrics.show_log_lines_dropped(self.logs.dropped)
             return keeping.step(log)
 
         return step

@@ -14,10 +14,15 @@ class Budget:
         self._lock = threading.Lock()
         self._next_us = 0
 
-    def wait(self, stopping: threading.Event) -> bool:
-        """Wait for a slot; False when `stopping` was set meanwhile. The slot is used up either way."""
+    def wait(self, stopping: threading.Event, *, within_s: float = float("inf")) -> bool:
+        """Wait for a slot; False when none is free within `within_s`, or when `stopping` was set meanwhile.
+
+        A slot that was waited for is used up either way, so that many who ask never make a queue without end.
+        """
         with self._lock:
             now_us = self._clock.monotonic_us()
             slot_us = max(now_us, self._next_us)
+            if slot_us - now_us > within_s * 1e6:
+                return False
             self._next_us = slot_us + self._spacing_us
         return not stopping.wait((slot_us - now_us) / 1e6)

@@ -82,6 +82,7 @@ class Metrics:
 
         self.workers = gauge("workers", "Workers, by state", ("state",))
         self._states: frozenset[str] = frozenset()
+        self._lines_dropped = 0
         self.restarts = counter("restarts_total", "Workers started again, by reason", ("worker", "reason"))
         self.log_lines_dropped = counter("log_lines_dropped_total", "Log lines that could not be written")
         self.build_info = gauge("build_info", "Always 1; the version is in its label", ("version",))
@@ -149,6 +150,11 @@ class Metrics:
         self.intake_records.set_function(records)
         self.intake_bytes.set_function(size)
         self.intake_bytes_limit.set(limit)
+
+    def show_log_lines_dropped(self, total: int) -> None:
+        """Show how many log lines could not be written since the start."""
+        self.log_lines_dropped.inc(total - self._lines_dropped)
+        self._lines_dropped = total
 
     def show_workers(self, states: Mapping[str, int]) -> None:
         """Show how many workers are in each state; states that are not named stand at nought."""

@@ -315,6 +315,8 @@ class Controller(Worker):
         for feed in touched:
             feed.marked_at_us, feed.marked_us = max(self._heard_at_us, feed.confirmed_at_us), now_us
             self.setup.metrics.heard(feed.key, feed.opened_us + feed.confirmed_at_us - feed.opened_at_us)
+            if feed.lag_us is not None and delivery.frames:
+                self.setup.metrics.venue_lag.labels(self.exchange).observe(feed.lag_us / 1e6)
         for record in delivery.records:
             if type(record) is EpochOpened:
                 feed = self._open[record.epoch] = self.feeds[record.market]

@@ -9,6 +9,7 @@ import requests
 from collector.errors import ConnectionLost, RateLimited, SourceError, VenueRefused
 from controllers.base import Controller, Setup
 from controllers.connection import retry_after
+from controllers.feed import HeardFeed
 from controllers.fetch import fetch
 
 
@@ -23,7 +24,8 @@ class RESTController(Controller):
         self._interval_us = int(setup.options.poll_interval_s * 1e6)
         self._apart_us = max(1_000_000, 3 * self._interval_us)
         self._base = setup.options.endpoint.rest or self.rest_url
-        self._last: dict[str, bytes] = {}
+        self._last: dict[str, bytes] = {}  # the answer that holds the book as it is
+        self._unread: dict[str, bytes] = {}
 
     def request_path(self, market: str) -> str:
         """Return the path and query of one poll."""
@@ -103,19 +105,27 @@ class RESTController(Controller):
         self._is_connected(True)
         self._end_what_is_too_old(at_us)  # an answer that took too long bridges nothing
         feed = self.feeds[market]
-        if feed.epoch and body == self._last.get(market):
-            self._counts["received"] += 1
-            self._counts["duplicate"] += 1
-            feed.frames += 1
-            feed.total += 1
-            feed.tally["received"] += 1
-            feed.tally["duplicate"] += 1
-            self._heard_at_us = feed.confirmed_at_us = at_us
+        if body == (self._last if feed.epoch else self._unread).get(market):
+            self._repeated(feed, at_us)
             return
         self._last.pop(market, None)
+        rejected = self._rejected
         self.handle(body, at_us)
-        if feed.epoch and feed.confirmed_at_us == at_us:  # what held no book of this market is no sign of life later
+        if self._rejected > rejected:
+            self._unread[market] = body  # kept raw once, however often it comes again
+        elif feed.epoch and feed.confirmed_at_us == at_us:  # what held no book of this market is no sign of life later
             self._last[market] = body
+
+    def _repeated(self, feed: HeardFeed, at_us: int) -> None:
+        self._counts["received"] += 1
+        self._counts["duplicate"] += 1
+        feed.tally["received"] += 1
+        feed.tally["duplicate"] += 1
+        self._heard_at_us = at_us
+        if feed.epoch:
+            feed.frames += 1
+            feed.total += 1
+            feed.confirmed_at_us = at_us
 
     def _not_data(self) -> None:
         self._counts["received"] += 1

@@ -28,6 +28,8 @@ PATIENCE_US_MAX = 300_000_000  # a feed that says nothing for so long is doubted
 UNCOVERED_US = 30_000_000  # a feed that was heard and is not covered waits so long for data to open an epoch with
 PROBE_GRACE_US = 3_000_000  # a REST book may be ahead of the socket by as much
 PROBE_BOOKS_MAX = 256
+PROBE_SLOT_S = 30.0  # a probe that would have to wait longer for its turn is left out
+SKIPPED = "no turn was free"
 
 Numbers = tuple[dict[Decimal, Decimal], dict[Decimal, Decimal]]  # bids and asks, price to size
 
@@ -265,7 +267,7 @@ class WSController(Controller):
                 if feed.probe_failures >= 2:
                     feed.probe_failures = 0
                     raise StaleConnection(f"{feed.market} is silent, and its REST book can't be had")
-        else:
+        elif outcome == "differed":
             feed.probe_failures += 1
             self.log.warning("probe_differs", market=feed.market, times=feed.probe_failures)
             if feed.probe_failures >= 2:
@@ -308,7 +310,7 @@ class Probe:
         del self._seen[:-PROBE_BOOKS_MAX]
 
     def outcome(self, now_us: int) -> str | None:
-        """Return `agreed`, `differed`, `failed`, or None while it is open."""
+        """Return `agreed`, `differed`, `failed`, `skipped`, or None while it is open."""
         if self.feed.epoch != self.epoch:
             self.error = "the subscription ended meanwhile"
             return "failed"
@@ -319,7 +321,7 @@ class Probe:
                 return None
             if isinstance(answer, str):
                 self.error = answer
-                return "failed"
+                return "skipped" if answer == SKIPPED else "failed"
             self._answer = answer
             self._answered_at_us = now_us
         if self._answer in self._seen:
@@ -330,11 +332,12 @@ class Probe:
         controller = self._controller
         answer: Numbers | str
         try:
-            if not controller.setup.budget.wait(controller.stopping):
-                return
-            with requests.Session() as session:
-                status, _, body = fetch(session, url, controller.clock)
-            answer = _numbers(controller.parse_probe(self.feed.market, body)) if status == 200 else f"HTTP {status}"
+            if controller.setup.budget.wait(controller.stopping, within_s=PROBE_SLOT_S):
+                with requests.Session() as session:
+                    status, _, body = fetch(session, url, controller.clock)
+                answer = _numbers(controller.parse_probe(self.feed.market, body)) if status == 200 else f"HTTP {status}"
+            else:
+                answer = SKIPPED
         except SourceError as error:
             answer = str(error)
         except Exception as error:  # our bug: without an answer no other probe would ever be made

@@ -95,3 +95,12 @@ def test_stop_ends_the_wait_and_uses_the_slot_up() -> None:
     other = Stopping(clock)
     assert budget.wait(other)
     assert other.waits == pytest.approx([2])  # the slot after the one that was given up
+
+
+def test_a_slot_too_far_away_is_not_taken() -> None:
+    clock, never = FakeClock(), threading.Event()
+    budget = Budget(1, clock)
+    assert budget.wait(never, within_s=0.5)
+    assert not budget.wait(never, within_s=0.5)  # the next one is a second away
+    clock.advance(1)
+    assert budget.wait(never, within_s=0.5)  # and nobody has used it up

@@ -2,10 +2,14 @@
 
 from collections.abc import Iterable
 
+import pytest
+import requests
+
 from collector.errors import BadFrame
-from collector.records import KEYFRAME, ROWS_MAX, Book, BookChange, BookRow, Delivery, EpochEnded, Message
+from collector.records import KEYFRAME, ROWS_MAX, Book, BookChange, BookRow, Delivery, EpochEnded, Message, Rejected
 from controllers.base import Controller
-from tests.fakes import make_setup
+from controllers.bithumb import BithumbREST
+from tests.fakes import frame_counts, make_setup
 
 
 class Fed(Controller):
@@ -95,3 +99,17 @@ def test_an_epoch_that_can_number_no_more_rows_is_followed_by_another() -> None:
     assert (ended.epoch, ended.reason) == (1, "superseded")
     last = [record for record in records if isinstance(record, BookRow)][-1]
     assert (last.epoch, last.n, last.flags & KEYFRAME) == (2, 1, KEYFRAME)
+
+
+def test_an_answer_nobody_can_read_is_kept_once_however_often_it_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    bithumb = BithumbREST(("BTC-KRW",), make_setup())
+    monkeypatch.setattr("controllers.rest.fetch", lambda session, url, clock: (200, {}, b"<html>maintenance</html>"))
+    for _ in range(5):
+        bithumb._poll(requests.Session(), "BTC-KRW")
+    bithumb.flush()
+
+    records = [record for delivery in bithumb.setup.intake.take(100) for record in delivery.records]
+    assert [type(record) for record in records] == [Rejected]
+    assert frame_counts(bithumb.setup, "bithumb") | {"received": 5, "duplicate": 4} == frame_counts(
+        bithumb.setup, "bithumb"
+    )
