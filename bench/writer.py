@@ -11,6 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from bench.frames import upbit_frames
@@ -22,6 +23,7 @@ from run_controller import SWITCH_INTERVAL_S
 from storage.sqlite import SQLiteStore
 
 BATCH = 1000
+Write = Callable[[int], None]  # writes a batch whose first row has this number
 BIDS = '[["115998000","0.29548"],["115997000","0"]]'
 
 
@@ -39,17 +41,17 @@ def run(*, seconds: float = 1.0) -> Iterator[Row]:
 
 
 def _rows(
-    name: str, make: Callable[[Path], Callable[[int], None]], seconds: float, how: str, aim: str
+    name: str, make: Callable[[Path], AbstractContextManager[Write]], seconds: float, how: str, aim: str
 ) -> Iterator[Row]:
     idle = 0.0
     for busy in (0, 1, 4):
-        with tempfile.TemporaryDirectory() as folder:
-            speed = _speed(make(Path(folder)), busy, seconds)
+        with tempfile.TemporaryDirectory() as folder, make(Path(folder)) as write:
+            speed = _speed(write, busy, seconds)
         idle = idle or speed
         yield Row(f"{name}, {how}, {busy} busy", speed / 1000, "k rows/s", speed / idle, aim if busy == 1 else "")
 
 
-def _speed(write: Callable[[int], None], busy: int, seconds: float) -> float:
+def _speed(write: Write, busy: int, seconds: float) -> float:
     stop = threading.Event()
     threads = [threading.Thread(target=_parse_flat_out, args=(stop,), daemon=True) for _ in range(busy)]
     for thread in threads:
@@ -74,7 +76,8 @@ def _parse_flat_out(stop: threading.Event) -> None:
             upbit.parse(frame, 0)
 
 
-def _store_writer(folder: Path) -> Callable[[int], None]:
+@contextmanager
+def _store_writer(folder: Path) -> Iterator[Write]:
     store = SQLiteStore(folder / "b.sqlite", collector_id="b", version="b", run_uid="b", started_us=1)
     store.open()
     opened = EpochOpened(1, "UPBIT", "BTC-KRW", "orderbook", "websocket", 1)
@@ -86,10 +89,12 @@ def _store_writer(folder: Path) -> Callable[[int], None]:
         )
         store.write([Delivery("upbit", BATCH, rows, 1)], 1)
 
-    return write
+    yield write
+    store.release()
 
 
-def _executemany_writer(folder: Path) -> Callable[[int], None]:
+@contextmanager
+def _executemany_writer(folder: Path) -> Iterator[Write]:
     db = sqlite3.connect(folder / "b.sqlite", isolation_level=None)
     for pragma in ("journal_mode = WAL", "synchronous = FULL"):
         db.execute(f"PRAGMA {pragma}")
@@ -101,4 +106,5 @@ def _executemany_writer(folder: Path) -> Callable[[int], None]:
         db.executemany("INSERT INTO book VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
         db.execute("COMMIT")
 
-    return write
+    yield write
+    db.close()
