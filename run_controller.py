@@ -276,6 +276,24 @@ class Daemon:
         return step
 
 
+def _require_log_folder(folder: Path) -> None:
+    """Raise `ConfigError` where no log can be written; leaves nothing behind."""
+    made: list[Path] = []
+    try:
+        for missing in reversed([path for path in (folder, *folder.parents) if not path.exists()]):
+            missing.mkdir()
+            made.append(missing)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"{folder}: no log can be written there ({error.strerror}); set log.path or LOG_PATH to another folder"
+        ) from None
+    finally:
+        for path in reversed(made):
+            path.rmdir()
+
+
 def _plan(settings: Settings) -> Iterator[tuple[type[controllers.Controller], tuple[str, ...], Any]]:
     """Yield what each controller records: its class, its markets, its exchange's options."""
     for exchange, options in settings.exchanges.items():

@@ -39,24 +39,6 @@ class Growth:
         return max(0.0, (last - first) / (last_us - first_us) * 86_400_000_000)
 
 
-def _require_log_folder(folder: Path) -> None:
-    """Raise `ConfigError` where no log can be written; leaves nothing behind."""
-    made: list[Path] = []
-    try:
-        for missing in reversed([path for path in (folder, *folder.parents) if not path.exists()]):
-            missing.mkdir()
-            made.append(missing)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ConfigError(
-            f"{folder}: no log can be written there ({error.strerror}); set log.path or LOG_PATH to another folder"
-        ) from None
-    finally:
-        for path in reversed(made):
-            path.rmdir()
-
-
 class Rates:
     """Frames a second of every feed over the last seconds, from the totals that controllers count."""
 
