@@ -606,6 +606,17 @@ def test_a_market_that_falls_silent_after_a_rejected_frame_is_subscribed_to_anew
     assert 30_000_000 < scene.clock.monotonic_us() - 5_000_000 < 33_000_000
 
 
+def test_a_first_frame_that_was_rejected_is_not_waited_on_for_ever(stage: Build) -> None:
+    scene = stage()
+
+    def steps() -> Steps:
+        yield [(TEXT, b"what is this")]
+        yield from scene.chatter(60)
+
+    with pytest.raises(StaleConnection, match="BTC-KRW is not covered and silent"):
+        scene.play(steps())
+
+
 def test_a_market_that_was_never_heard_on_a_connection_ends_none(stage: Build) -> None:
     scene = stage(Played, "BTC-KRW", "HALTED-KRW")
 
