@@ -1,5 +1,7 @@
 """Frames a second and bytes a day, from samples at times set by hand."""
 
+import pytest
+
 from collector.rates import Growth, Rates
 from tests.fakes import FakeClock
 
@@ -43,7 +45,7 @@ def test_growth_is_told_once_a_minute_is_known() -> None:
     assert growth.per_day() is None
     clock.advance(1)
     growth.sample(1_000 + MINUTE_S * 10)
-    assert growth.per_day() == 10 * DAY_S
+    assert growth.per_day() == pytest.approx(10 * DAY_S)
 
 
 def test_growth_forgets_what_is_older_than_six_hours_and_is_never_negative() -> None:
