@@ -95,9 +95,7 @@ def count(db: Builder, table: str) -> int:
 
 
 def ns(db: Builder, epoch: int) -> list[int]:
-    return [
-        row[0] for row in db.db.execute("SELECT id & 16777215 FROM book WHERE id >> 24 = ? ORDER BY id", (epoch,))
-    ]
+    return [row[0] for row in db.db.execute("SELECT id & 16777215 FROM book WHERE id >> 24 = ? ORDER BY id", (epoch,))]
 
 
 def rows_around_midnight(db: Builder, keyframes: set[int], **options: Any) -> int:
