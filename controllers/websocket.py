@@ -280,8 +280,13 @@ class WSController(Controller):
                 raise BookDiffers(f"the REST book of {feed.market} differs twice; starting from a fresh one")
 
     def _take(self, feed: HeardFeed, message: Book | BookChange, at_us: int, records: list[Record]) -> None:
+        asked = self._probe is not None and self._probe.feed is feed
+        if asked and not self.changes_only:
+            # Data before the answer: complete books tell nothing of those between, so an answer that agrees now would
+            # not say what the silence held.
+            feed.doubted, self._probe = True, None
         super()._take(feed, message, at_us, records)
-        if self._probe is not None and self._probe.feed is feed:
+        if self._probe is not None and asked:
             self._probe.note()
 
 
