@@ -46,7 +46,7 @@ def pairs(units: Sequence[Any]) -> tuple[Levels, Levels]:
 
 
 def _unpadded(levels: Levels, units: Sequence[Any], price_of: Callable[[Any], Number]) -> Levels:
-    if len(levels) == len(units) and _ZEROS.isdisjoint(levels):
+    if len(levels) == len(units) and levels.keys().isdisjoint(_ZEROS):
         return levels
     kept = {price: size for price, size in levels.items() if not is_zero(price)}
     if len(kept) + sum(is_zero(price_of(unit)) for unit in units) != len(units):
