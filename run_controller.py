@@ -18,9 +18,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+try:
+    import typer
+except ModuleNotFoundError as missing:
+    sys.exit(f"{missing.name} is not installed; activate the virtual environment, or: pip install -r requirements.txt")
 import orjson
 import requests
-import typer
 from prometheus_client import CollectorRegistry
 from rich.console import Console
 from rich.live import Live
@@ -405,7 +408,8 @@ def demo(
         tempfile.TemporaryDirectory(prefix="collector-demo-") as folder,
         Simulator(names, markets, seed=seed) as simulator,
     ):
-        daemon = Daemon(_demo_settings(Path(folder), simulator.endpoints, markets, db, language))
+        log_path = Path("logs") / db.stem
+        daemon = Daemon(_demo_settings(Path(folder), simulator.endpoints, markets, db, log_path, language))
         daemon.supervisor.install_signals()
         if seconds is not None:
             timer = threading.Timer(seconds, daemon.supervisor.stop)
@@ -413,7 +417,7 @@ def demo(
             timer.start()
         with _live_table(daemon):
             status = daemon.run()
-    out.print(f"\nThe books are in [bold]{db}[/]. What it holds:", highlight=False)
+    out.print(f"\nThe books are in {db}, the log is in {log_path}. What was heard:", highlight=False, soft_wrap=True)
     with Reader(db) as reader:
         _print_coverage(coverage_of(reader, None, None))
     out.print(
@@ -426,7 +430,12 @@ def demo(
 
 
 def _demo_settings(
-    folder: Path, endpoints: dict[str, dict[str, str]], markets: Sequence[str], db: Path, language: str | None
+    folder: Path,
+    endpoints: dict[str, dict[str, str]],
+    markets: Sequence[str],
+    db: Path,
+    log_path: Path,
+    language: str | None,
 ) -> Settings:
     # The first market of Bithumb is polled, the second heard over its socket, so that both ways are seen.
     exchanges: dict[str, Any] = {}
@@ -437,7 +446,7 @@ def _demo_settings(
     file.write_bytes(
         orjson.dumps({"exchanges": exchanges, "metrics": {"port": 0}, "log": {"stderr": False}})
     )  # JSON is YAML
-    flags = {"storage.path": str(db), "log.path": str(folder / "logs"), "language": language}
+    flags = {"storage.path": str(db), "log.path": str(log_path), "language": language}
     return load(file, env={}, dotenv=None, flags=flags, known=controllers.known())
 
 

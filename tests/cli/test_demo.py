@@ -43,8 +43,11 @@ def test_bithumb_is_recorded_over_both_of_its_transports(demo: subprocess.Comple
     assert found == {("BTC", "rest"), ("ETH", "websocket")}
 
 
-def test_nothing_but_the_database_is_left(demo: subprocess.CompletedProcess[str]) -> None:
+def test_nothing_but_the_database_and_the_log_is_left(demo: subprocess.CompletedProcess[str]) -> None:
     database = Path(demo.args[-1])
     assert {path.name for path in database.parent.iterdir()} <= {
-        database.name + suffix for suffix in ("", "-wal", "-shm", ".lock")
+        *(database.name + suffix for suffix in ("", "-wal", "-shm", ".lock")),
+        "logs",
     }
+    log = database.parent / "logs" / database.stem / "collector.log"
+    assert "데이터 수집 시작" in log.read_text("utf-8")
