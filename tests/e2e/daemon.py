@@ -53,6 +53,13 @@ class Child:
 
     def epochs_with_data(self) -> int:
         """Count the epochs whose coverage holds more than a few frames."""
+        return self._ask("SELECT count(*) FROM coverage WHERE frames > 2")
+
+    def frames(self) -> int:
+        """Count the data frames that are accounted for."""
+        return self._ask("SELECT coalesce(sum(frames), 0) FROM coverage")
+
+    def _ask(self, sql: str) -> int:
         if not self.database.exists():
             return 0
         try:
@@ -60,7 +67,7 @@ class Child:
         except sqlite3.Error:
             return 0
         try:
-            return int(db.execute("SELECT count(*) FROM coverage WHERE frames > 2").fetchone()[0])
+            return int(db.execute(sql).fetchone()[0])
         except sqlite3.Error:
             return 0  # not migrated yet
         finally:
