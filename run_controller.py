@@ -134,6 +134,7 @@ class Daemon:
             describe=self.describe,
         )
         budgets: dict[str, Budget] = {}
+        connects: dict[str, Budget] = {}
         for cls, markets, options in plan:
             budget = budgets.setdefault(cls.exchange, Budget(cls.budget_per_s, clock))
             keys = settings.keys(cls.exchange) if options.auth else None
@@ -144,6 +145,7 @@ class Daemon:
                 log=self.logs.connection(cls.exchange, markets),
                 options=options,
                 budget=budget,
+                connects=connects.setdefault(cls.exchange, Budget(cls.connects_per_s, clock)),
                 full_books=settings.storage.mode == "full",
                 keys=(keys[0].get_secret_value(), keys[1].get_secret_value()) if keys else None,
             )

@@ -52,7 +52,8 @@ class Setup:
     metrics: Metrics
     log: Log
     options: Exchange
-    budget: Budget
+    budget: Budget  # of REST requests, shared by all controllers of the exchange
+    connects: Budget | None = None  # of new connections, shared likewise; None: no limit
     full_books: bool = False
     keys: tuple[str, str] | None = None
 
@@ -72,6 +73,7 @@ class Controller(Worker):
     rest_url: ClassVar[str]  # base of the exchange's REST calls
     listing_path: ClassVar[str]  # the call that lists its markets
     budget_per_s: ClassVar[float] = 10.0  # REST requests all controllers of the exchange may make together
+    connects_per_s: ClassVar[float] = 5.0  # connections they may open together
 
     def __init__(self, markets: Sequence[str], setup: Setup, *, generation: int = 1) -> None:
         options = setup.options.backoff

@@ -133,6 +133,8 @@ class WSController(Controller):
         self._rejected_at_us = self._heard_at_us
 
     def _connect(self) -> Connection:
+        if self.setup.connects is not None and not self.setup.connects.wait(self.stopping):
+            raise ConnectionLost("asked to stop before it was this connection's turn")
         try:
             connection = Connection(self.address())
         except VenueRefused as error:

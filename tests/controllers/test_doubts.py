@@ -3,6 +3,7 @@
 The script of a connection is a generator: what it yields is received, and between two yields time passes as it says.
 """
 
+import dataclasses
 import json
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import requests
 
+from collector.budget import Budget
 from collector.errors import BadFrame, BookDiffers, ConnectionLost, StaleConnection, VenueRefused
 from collector.records import Book, BookChange, Message, Refused, Reply
 from controllers.frames import CLOSE, PING, PONG, TEXT
@@ -796,3 +798,21 @@ def test_a_rejected_change_needs_a_new_connection(stage: Build) -> None:
         scene.play(steps())
     assert scene.stored.reasons == ["rejected"]
     assert scene.stored.rejected[0].frame == b"what is this"
+
+
+def test_connections_of_one_exchange_are_opened_one_after_the_other(stage: Build) -> None:
+    scene = stage()
+    waits: list[bool] = []
+
+    class Turns(Budget):
+        def wait(self, stopping: threading.Event, *, within_s: float = float("inf")) -> bool:
+            waits.append(stopping.is_set())
+            return not stopping.is_set()
+
+    setup = dataclasses.replace(scene.setup, connects=Turns(5, scene.clock))
+    controller = Played(("BTC-KRW",), setup)
+    controller.stop()
+    with pytest.raises(ConnectionLost, match="turn"):
+        controller.run_once()
+    assert waits == [True]
+    assert not scene.stored.epochs
