@@ -2,6 +2,7 @@
 
 import contextlib
 import socket
+import threading
 from collections.abc import Mapping
 
 import websocket
@@ -33,6 +34,10 @@ class Connection:
     def __init__(self, url: str, *, timeout_s: float = 10.0, headers: Mapping[str, str] | None = None) -> None:
         self._socket = websocket.WebSocket(sockopt=_SOCKET_OPTIONS, skip_utf8_validation=True, enable_multithread=False)
         self._reader = FrameReader()
+        # The library's time-out is for each wait; a server that drips its answer byte by byte is ended by this one.
+        deadline = threading.Timer(2 * timeout_s, self._give_up)
+        deadline.daemon = True
+        deadline.start()
         try:
             # Never an Origin: Upbit limits browsers' connections to one in ten seconds.
             self._socket.connect(url, timeout=timeout_s, suppress_origin=True, header=dict(headers or {}))
@@ -40,9 +45,17 @@ class Connection:
             raise _refusal(error) from None
         except (websocket.WebSocketException, OSError, ValueError) as error:
             raise ConnectionLost(f"could not connect: {error}") from None
+        finally:
+            deadline.cancel()
         if self._socket.sock is None:
             raise ConnectionLost("the connection closed while it was made")
         self._socket.sock.settimeout(1.0)
+
+    def _give_up(self) -> None:
+        half_open = self._socket.sock
+        if half_open is not None:
+            with contextlib.suppress(OSError):  # it may be gone already
+                half_open.shutdown(socket.SHUT_RDWR)
 
     def receive(self) -> list[tuple[int, bytes]]:
         """Return what has arrived as (opcode, payload); an empty list after a second without a whole frame."""

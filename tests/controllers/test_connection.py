@@ -1,6 +1,7 @@
 """One socket: how it is made, read and lost."""
 
 import base64
+import contextlib
 import hashlib
 import socket
 import threading
@@ -191,6 +192,23 @@ def test_a_server_that_never_answers_is_given_up(serve: Serve) -> None:
     server = serve(lambda server, client: server.read_all(client))
     with pytest.raises(ConnectionLost, match="could not connect"):
         Connection(server.url, timeout_s=0.2)
+
+
+def test_a_server_that_drips_its_answer_is_given_up(serve: Serve) -> None:
+    dripped = []
+
+    def drip(server: Server, client: socket.socket) -> None:
+        never = threading.Event()
+        client.sendall(b"HTTP/1.1 101 Switching Protocols\r\nX-Drip: ")
+        with contextlib.suppress(OSError):  # until nobody takes it any more
+            while len(dripped) < 200:
+                client.sendall(b"x")
+                dripped.append(never.wait(0.05))
+
+    server = serve(drip)
+    with pytest.raises(ConnectionLost, match="could not connect"):
+        Connection(server.url, timeout_s=0.2)
+    assert len(dripped) < 200
 
 
 def test_silence_is_an_empty_list_and_an_end_is_an_error(serve: Serve) -> None:
