@@ -195,7 +195,7 @@ def test_a_server_that_never_answers_is_given_up(serve: Serve) -> None:
 
 
 def test_a_server_that_drips_its_answer_is_given_up(serve: Serve) -> None:
-    dripped = []
+    dripped: list[bool] = []
 
     def drip(server: Server, client: socket.socket) -> None:
         never = threading.Event()

@@ -247,6 +247,7 @@ def test_frozen_connections_are_given_up_and_made_again(live: Start, monkeypatch
         stage.simulator.fault("freeze")
     for stage in stages:
         stage.until(lambda stage=stage: stage.stored.reasons[:1] == ["stale"])  # type: ignore[misc]
+        stage.until(lambda stage=stage: stage.log.of("ws_error"))  # type: ignore[misc]
         assert "not one frame" in str(stage.log.of("ws_error")[0]["error"])
         stage.simulator.fault("clear")
         stage.heard(2)
