@@ -1,4 +1,4 @@
-"""`python -m bench [parse] [flood] [writer]`: what the collector's work costs, as ratios from one run."""
+"""`python -m bench [parse] [flood] [writer] [size]`: what the collector's work costs, as ratios from one run."""
 
 import importlib
 from typing import Annotated
@@ -8,20 +8,21 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-ALL = ("parse", "flood", "writer")
+ALL = ("parse", "flood", "writer", "size")
 
 
 def main(
-    names: Annotated[list[str] | None, typer.Argument(help=f"Of {', '.join(ALL)}; default: all.")] = None,
+    names: Annotated[list[str] | None, typer.Argument(help=f"Of {', '.join(ALL)}; default: all of them.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Measure and print; docs/performance.md says what each line means."""
-    unknown = set(names or ()) - set(ALL)
+    chosen = ALL if not names or "all" in names else tuple(names)
+    unknown = set(names or ()) - {*ALL, "all"}
     if unknown:
-        raise typer.BadParameter(f"{', '.join(sorted(unknown))}: allowed are {', '.join(ALL)}")
+        raise typer.BadParameter(f"{', '.join(sorted(unknown))}: allowed are {', '.join(ALL)}, all")
     out = Console(width=None if Console().is_terminal else 120)
     everything = {}
-    for name in names or ALL:
+    for name in chosen:
         rows = list(importlib.import_module(f"bench.{name}").run())
         everything[name] = [row._asdict() for row in rows]
         if json:

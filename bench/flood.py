@@ -2,30 +2,36 @@
 
 CPU per message of the whole collecting process (ten controllers, intake, writer, SQLite), over CPU per message of a
 process that receives the same and throws it away. The sender is a process of its own; every receiver is a fresh process
-as well.
+as well, all with the daemon's switch interval, so that only the work differs.
+
+Measured twice, since it is the base that moves: a loop of many short calls that lets go of the interpreter's lock at
+each spends as much again on handing it from core to core. On one core there is none of that, and figures repeat.
 """
 
 import base64
 import hashlib
 import json
 import multiprocessing
+import os
+import re
 import resource
 import socket
-import sqlite3
 import struct
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from multiprocessing.connection import Connection as Pipe
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import websocket
 
 from bench.frames import upbit_frames
-from bench.measure import Row
+from bench.measure import Row, in_turns, row
 from bench.parse import setup
 from collector.clock import Clock
 from collector.config import Exchange
@@ -39,50 +45,86 @@ from storage.sqlite import SQLiteStore
 from storage.writer import Writer
 
 CONNECTIONS = 10
-FRAMES = 400  # different ones; sent again and again with their times
+MARKETS = tuple(f"M{number}-KRW" for number in range(CONNECTIONS))
+FRAMES = 300  # different ones of each market; played forth and back, so that neighbours differ by a few levels always
+BURST = 20  # frames in one write of the sender
+START_S = 60.0
+_spawn = multiprocessing.get_context("spawn")
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
+PINS = hasattr(os, "sched_setaffinity")
+RECV_DATA, OUR_READER, COLLECTOR = "recv_data of websocket-client", "our reader", "collector"
 
-def run(*, seconds: float = 4.0) -> Iterator[Row]:
-    """Measure and yield the report."""
-    receivers = {"recv_data of websocket-client": _throw_away, "our reader": _read_away, "collector": _collect}
-    found = {}
-    for name, receiver in receivers.items():
-        found[name] = _measure(receiver, seconds)
-    base = found["recv_data of websocket-client"]["cpu_us"]
-    for name, figures in found.items():
-        what = "receive and throw away" if name != "collector" else "socket to commit"
-        aim = "2.0" if name == "collector" else ""
-        yield Row(f"{what}: {name}", figures["cpu_us"], "µs CPU/msg", figures["cpu_us"] / base, aim)
-    told = found["collector"]
-    yield Row(
-        "socket to commit over our reader", told["cpu_us"], "µs CPU/msg", told["cpu_us"] / found["our reader"]["cpu_us"]
-    )
-    yield Row("collector, messages accounted for", told["messages"] / told["wall_s"], "msg/s")
-    if told["messages"] != told["committed"]:
-        raise RuntimeError(
-            f"{told['messages']} messages were counted as stored or repeated, {told['committed']} committed"
+
+def run(*, seconds: float = 1.0, rounds: int = 4) -> Iterator[Row]:
+    """Measure and yield the report; raises `RuntimeError` where a message that was counted is not in the store."""
+    receivers: dict[str, Receiver] = {RECV_DATA: _throw_away, OUR_READER: _read_away, COLLECTOR: _collect}
+    one_core = {f"{name}, one core": (receiver, True) for name, receiver in receivers.items()}
+    any_core = {f"{name}, any core": (receivers[name], False) for name in (RECV_DATA, COLLECTOR)}
+    with _sender() as url:
+        found = in_turns(
+            {
+                name: partial(_measure, receiver, url, seconds, pinned)
+                for name, (receiver, pinned) in {**(one_core if PINS else {}), **any_core}.items()
+            },
+            rounds,
         )
+    unit = "µs CPU/msg"
+    for cores in ("one core", "any core") if PINS else ("any core",):
+        cpu_us = {
+            name: [round_.cpu_us for round_ in found[f"{name}, {cores}"]]
+            for name in receivers
+            if f"{name}, {cores}" in found
+        }
+        base = cpu_us[RECV_DATA]
+        yield row(f"receive and throw away: {RECV_DATA}, {cores}", base, unit, base)
+        if OUR_READER in cpu_us:
+            yield row(f"receive and throw away: {OUR_READER}, {cores}", cpu_us[OUR_READER], unit, base)
+        yield row(f"socket to commit, {cores}", cpu_us[COLLECTOR], unit, base, "2.0")
+    told = found[f"{COLLECTOR}, any core"]
+    yield row("collector, messages committed", [each.messages / each.wall_s for each in told], "msg/s")
+    yield row("collector, rows for each message", [each.rows / each.messages for each in told], "")
 
 
-def _measure(receiver: Any, seconds: float) -> dict[str, float]:
-    spawn = multiprocessing.get_context("spawn")
-    ports, sender_end = spawn.Pipe()
-    sender = spawn.Process(target=_send_flat_out, args=(sender_end,), daemon=True)
-    sender.start()
-    url = f"ws://127.0.0.1:{ports.recv()}/websocket/v1"
-    results, receiver_end = spawn.Pipe()
-    process = spawn.Process(target=_in_child, args=(receiver, url, seconds, receiver_end), daemon=True)
+class Figures(NamedTuple):
+    """What one receiver did in one round."""
+
+    messages: int
+    cpu_us: float  # for each message
+    wall_s: float
+    rows: int = 0
+
+
+Receiver = Callable[[str, float], Figures]
+
+
+def _measure(receiver: Receiver, url: str, seconds: float, one_core: bool) -> Figures:
+    results, child_end = _spawn.Pipe(duplex=False)
+    process = _spawn.Process(target=_in_child, args=(receiver, url, seconds, one_core, child_end), daemon=True)
     process.start()
-    figures: dict[str, float] = results.recv()
-    process.join(30)
-    sender.terminate()
-    sender.join(30)
-    return figures
+    child_end.close()  # so that a child that dies is noticed here
+    try:
+        if not results.poll(START_S + seconds):
+            raise RuntimeError("a receiver did not end")
+        told: Figures | str = results.recv()
+    except EOFError:
+        raise RuntimeError("a receiver died") from None
+    finally:
+        process.join(5)
+        process.kill()
+        process.join()
+    if isinstance(told, str):
+        raise RuntimeError(told)
+    return told
 
 
-def _in_child(receiver: Any, url: str, seconds: float, results: Pipe) -> None:
-    results.send(receiver(url, seconds))
+def _in_child(receiver: Receiver, url: str, seconds: float, one_core: bool, results: Pipe) -> None:
+    try:
+        if one_core:
+            os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+        results.send(receiver(url, seconds))
+    except Exception as error:  # for whoever runs the benchmark to see
+        results.send(f"a receiver failed: {error!r}")
 
 
 # --- receivers --------------------------------------------------------------------------------------------------------
@@ -94,9 +136,11 @@ class _Meter:
     def __init__(self) -> None:
         self._cpu_s, self._wall_s = self._cpu(), time.perf_counter()
 
-    def read(self, messages: int) -> dict[str, float]:
+    def read(self, messages: int, rows: int = 0) -> Figures:
         cpu_s, wall_s = self._cpu() - self._cpu_s, time.perf_counter() - self._wall_s
-        return {"cpu_us": cpu_s / max(messages, 1) * 1e6, "wall_s": wall_s, "messages": messages, "committed": messages}
+        if not messages:
+            raise RuntimeError("not one message was received")
+        return Figures(messages, cpu_s / messages * 1e6, wall_s, rows)
 
     @staticmethod
     def _cpu() -> float:
@@ -104,10 +148,10 @@ class _Meter:
         return usage.ru_utime + usage.ru_stime
 
 
-def _throw_away(url: str, seconds: float) -> dict[str, float]:
+def _throw_away(url: str, seconds: float) -> Figures:
     def one(counts: list[int], at: int, stop: threading.Event) -> None:
         connection = websocket.create_connection(url, skip_utf8_validation=True)
-        connection.send("[]")
+        connection.send(_subscription(MARKETS[at]))
         while not stop.is_set():
             connection.recv_data()
             counts[at] += 1
@@ -115,23 +159,28 @@ def _throw_away(url: str, seconds: float) -> dict[str, float]:
     return _threads(one, seconds)
 
 
-def _read_away(url: str, seconds: float) -> dict[str, float]:
+def _read_away(url: str, seconds: float) -> Figures:
     def one(counts: list[int], at: int, stop: threading.Event) -> None:
         connection = Connection(url)
-        connection.send_text("[]")
+        connection.send_text(_subscription(MARKETS[at]))
         while not stop.is_set():
             counts[at] += len(connection.receive())
 
     return _threads(one, seconds)
 
 
-def _threads(one: Any, seconds: float) -> dict[str, float]:
+def _subscription(market: str) -> str:
+    symbol, currency = market.split("-")
+    return json.dumps([{"ticket": "bench"}, {"type": "orderbook", "codes": [f"{currency}-{symbol}"]}])
+
+
+def _threads(one: Callable[[list[int], int, threading.Event], None], seconds: float) -> Figures:
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     stop, counts = threading.Event(), [0] * CONNECTIONS
     threads = [threading.Thread(target=one, args=(counts, at, stop), daemon=True) for at in range(CONNECTIONS)]
     for thread in threads:
         thread.start()
-    while not all(counts):
-        stop.wait(0.01)
+    _wait_until(lambda: all(counts))
     meter, before = _Meter(), sum(counts)
     stop.wait(seconds)
     figures = meter.read(sum(counts) - before)
@@ -139,7 +188,16 @@ def _threads(one: Any, seconds: float) -> dict[str, float]:
     return figures
 
 
-def _collect(url: str, seconds: float) -> dict[str, float]:
+def _wait_until(heard: Callable[[], bool]) -> None:
+    """Return once every connection has been heard, so that a slow start is nobody's."""
+    never, deadline_s = threading.Event(), time.monotonic() + START_S
+    while not heard():
+        if time.monotonic() > deadline_s:
+            raise RuntimeError("not every connection was heard")
+        never.wait(0.01)
+
+
+def _collect(url: str, seconds: float) -> Figures:
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     with tempfile.TemporaryDirectory() as folder:
         clock, intake = Clock(), Intake(64 << 20)
@@ -149,39 +207,57 @@ def _collect(url: str, seconds: float) -> dict[str, float]:
         store.open()
         given = setup(Exchange(endpoint=Endpoint(websocket=url, rest=None)), intake)
         writer = Writer(store, intake, clock=clock, log=Log("WRITER"), metrics=given.metrics)
-        feeds = [Upbit((f"M{number}-KRW",), given) for number in range(CONNECTIONS)]
+        feeds = [Upbit((market,), given) for market in MARKETS]
         meter = _Meter()
         for worker in (writer, *feeds):
             worker.start()
+        _wait_until(lambda: all(heard.total for feed in feeds for heard in feed.feeds.values()))
         threading.Event().wait(seconds)
         for feed in feeds:
             feed.stop()
-        ended = not [feed for feed in feeds if not feed.join(10)]
+        ended = all(feed.join(10) for feed in feeds)
         writer.stop()
         if not (ended and writer.join(30)):
             raise RuntimeError("the collector did not stop")
-        received = sum(state.total for feed in feeds for state in feed.feeds.values())
+        received = sum(heard.total for feed in feeds for heard in feed.feeds.values())
         figures = meter.read(received)
+        (committed,) = store.connection.execute("SELECT sum(frames) FROM coverage").fetchone()
+        (rows,) = store.connection.execute("SELECT count(*) FROM book").fetchone()
         store.release()
-        db = sqlite3.connect(store.path)
-        figures["committed"] = db.execute("SELECT sum(frames) FROM coverage").fetchone()[0]
-        db.close()
-        return figures
+        if committed != received:
+            raise RuntimeError(f"{received} messages were received, {committed} are accounted for in the store")
+        return figures._replace(rows=rows)
 
 
 # --- the sender -------------------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def _sender() -> Iterator[str]:
+    """Run the sender in a process of its own; yield its address."""
+    ports, sender_end = _spawn.Pipe(duplex=False)
+    sender = _spawn.Process(target=_send_flat_out, args=(sender_end,), daemon=True)
+    sender.start()
+    try:
+        if not ports.poll(START_S):
+            raise RuntimeError("the sender did not start")
+        yield f"ws://127.0.0.1:{ports.recv()}/websocket/v1"
+    finally:
+        sender.kill()
+        sender.join()
+
+
 def _send_flat_out(ports: Pipe) -> None:
     """Accept connections, greet them as a WebSocket server, send each its market's frames as fast as it takes them."""
+    made = {market: _bursts(market) for market in MARKETS}
     server = socket.create_server(("127.0.0.1", 0), backlog=64)
     ports.send(server.getsockname()[1])
     while True:
         client, _ = server.accept()
-        threading.Thread(target=_serve, args=(client,), daemon=True).start()
+        threading.Thread(target=_serve, args=(client, made), daemon=True).start()
 
 
-def _serve(client: socket.socket) -> None:
+def _serve(client: socket.socket, made: dict[str, list[bytes]]) -> None:
     try:
         request = b""
         while b"\r\n\r\n" not in request:
@@ -197,10 +273,7 @@ def _serve(client: socket.socket) -> None:
             + accept
             + b"\r\n\r\n"
         )
-        bursts = _bursts(_asked_for(client))
-        while True:
-            for burst in bursts:
-                client.sendall(burst)
+        _flood(client, made[_asked_for(client)])
     except OSError:
         client.close()  # it has heard enough
 
@@ -214,10 +287,22 @@ def _asked_for(client: socket.socket) -> str:
     mask = client.recv(4, socket.MSG_WAITALL)
     payload = client.recv(length, socket.MSG_WAITALL)
     text = bytes(byte ^ mask[at % 4] for at, byte in enumerate(payload))
-    request = json.loads(text)
-    return str(request[1]["codes"][0]) if request else "KRW-BTC"
+    quote, _, base = json.loads(text)[1]["codes"][0].partition("-")
+    return f"{base}-{quote}"
+
+
+def _flood(client: socket.socket, made: Sequence[bytes]) -> None:
+    bursts = [(bytearray(burst), [found.end() for found in re.finditer(rb'"tms":', burst)]) for burst in made]
+    while True:
+        for burst, stamps in bursts:
+            now_ms = b"%d" % (time.time_ns() // 1_000_000)
+            for at in stamps:
+                burst[at : at + len(now_ms)] = now_ms
+            client.sendall(burst)
 
 
 def _bursts(market: str) -> list[bytes]:
-    frames = [b"\x82\x7e" + struct.pack("!H", len(frame)) + frame for frame in upbit_frames(FRAMES, market=market)]
-    return [b"".join(frames[at : at + 20]) for at in range(0, FRAMES, 20)]
+    symbol, currency = market.split("-")
+    forth = list(upbit_frames(FRAMES, market=f"{currency}-{symbol}"))
+    frames = [b"\x82\x7e" + struct.pack("!H", len(frame)) + frame for frame in forth + forth[-2:0:-1]]
+    return [b"".join(frames[at : at + BURST]) for at in range(0, len(frames), BURST)]

@@ -2,32 +2,49 @@
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, TypeVar
+
+_T = TypeVar("_T")
 
 
 class Row(NamedTuple):
-    """One line of the report: what was compared with what, and how many times as much it took."""
+    """One line of the report: a figure, and how many times as much it is as what it is compared with."""
 
     name: str
     value: float
     unit: str
     ratio: float | None = None
     aim: str = ""
-    spread: float | None = None  # largest over smallest round, 1.0 is a quiet machine
+    spread: float | None = None  # largest over smallest round of the ratio (of the figure without one); 1.0 is quiet
 
 
-def cpu_s_per_call(candidates: Mapping[str, Callable[[], int]], rounds: int) -> dict[str, tuple[float, float]]:
-    """Return for each candidate the median CPU seconds of one operation, and the spread over its rounds.
-
-    A candidate does some work and returns how many operations that was.
-    """
-    figures: dict[str, list[float]] = {name: [] for name in candidates}
-    for work in candidates.values():
-        work()  # warm caches
+def in_turns(candidates: Mapping[str, Callable[[], _T]], rounds: int) -> dict[str, list[_T]]:
+    """Return what each candidate gave in each round."""
+    figures: dict[str, list[_T]] = {name: [] for name in candidates}
     for _ in range(rounds):
         for name, work in candidates.items():
-            began = time.process_time()
-            operations = work()
-            figures[name].append((time.process_time() - began) / operations)
-    return {name: (statistics.median(each), max(each) / min(each)) for name, each in figures.items()}
+            figures[name].append(work())
+    return figures
+
+
+def cpu_us(work: Callable[[], int]) -> Callable[[], float]:
+    """Return a candidate that does some work, which tells how many operations it was, and gives CPU µs for each."""
+    work()  # warm caches
+
+    def once() -> float:
+        began = time.process_time()
+        operations = work()
+        return (time.process_time() - began) / operations * 1e6
+
+    return once
+
+
+def row(name: str, figures: Sequence[float], unit: str, base: Sequence[float] | None = None, aim: str = "") -> Row:
+    """Return the line of a candidate: medians of its figures, and of its ratio to `base` round by round."""
+    if base is None:
+        return Row(name, statistics.median(figures), unit, None, aim, max(figures) / min(figures))
+    ratios = [figure / other for figure, other in zip(figures, base, strict=True)]
+    # What is compared with itself has no ratio to spread.
+    spread = figures if base is figures else ratios
+    return Row(name, statistics.median(figures), unit, statistics.median(ratios), aim, max(spread) / min(spread))

@@ -2,7 +2,7 @@
 
 Every step of SQLite lets go of the interpreter's lock, and a thread that computes gives it back only after the switch
 interval. So a step a row (`executemany`) all but stands still beside one busy thread; a batch in one statement does
-not.
+not. A batch is what ten feeds hand over: a thousand rows, and a mark of the ledger for each feed.
 """
 
 import sqlite3
@@ -10,98 +10,126 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from bench.frames import upbit_frames
-from bench.measure import Row
+from bench.frames import MARKET, upbit_frames
+from bench.measure import Row, in_turns, row
 from bench.parse import setup
-from collector.records import BookRow, Delivery, EpochOpened
+from collector.records import BookRow, CoverageMark, Delivery, EpochOpened
 from controllers.upbit import Upbit
 from run_controller import SWITCH_INTERVAL_S
 from storage.sqlite import SQLiteStore
 
-BATCH = 1000
-Write = Callable[[int], None]  # writes a batch whose first row has this number
+FEEDS, ROWS = 10, 100  # of each feed in a batch
+BATCH = FEEDS * ROWS
+BATCHES_PER_S = 700  # are made beforehand: more than any machine writes
+Write = Callable[[Any], None]
 BIDS = '[["115998000","0.29548"],["115997000","0"]]'
 
 
-def run(*, seconds: float = 1.0) -> Iterator[Row]:
+def run(*, seconds: float = 0.35, rounds: int = 5) -> Iterator[Row]:
     """Measure and yield the report."""
     default_s = sys.getswitchinterval()
+    batches = max(1, int(seconds * BATCHES_PER_S))
+    deliveries, tuples = [_deliveries(n) for n in range(batches)], [_tuples(n) for n in range(batches)]
+    cells = (
+        ("one statement a batch", SWITCH_INTERVAL_S, _store, deliveries, "0.3"),
+        ("one statement a batch", default_s, _store, deliveries, ""),
+        ("executemany", SWITCH_INTERVAL_S, _executemany, tuples, ""),
+    )
     try:
-        for interval_s, aim in ((SWITCH_INTERVAL_S, "0.3"), (default_s, "")):
+        for name, interval_s, opened, made, aim in cells:
             sys.setswitchinterval(interval_s)
-            yield from _rows("one statement a batch", _store_writer, seconds, f"switch {interval_s * 1000:g} ms", aim)
-        sys.setswitchinterval(SWITCH_INTERVAL_S)
-        yield from _rows("executemany", _executemany_writer, seconds, f"switch {SWITCH_INTERVAL_S * 1000:g} ms", "")
+            found = in_turns({busy: partial(_speed, opened, made, int(busy), seconds) for busy in "014"}, rounds)
+            for busy, speeds in found.items():
+                what = f"{name}, switch {interval_s * 1000:g} ms, {busy} busy"
+                yield row(what, speeds, "k rows/s", found["0"], aim if busy == "1" else "")
     finally:
         sys.setswitchinterval(default_s)
 
 
-def _rows(
-    name: str, make: Callable[[Path], AbstractContextManager[Write]], seconds: float, how: str, aim: str
-) -> Iterator[Row]:
-    idle = 0.0
-    for busy in (0, 1, 4):
-        with tempfile.TemporaryDirectory() as folder, make(Path(folder)) as write:
-            speed = _speed(write, busy, seconds)
-        idle = idle or speed
-        yield Row(f"{name}, {how}, {busy} busy", speed / 1000, "k rows/s", speed / idle, aim if busy == 1 else "")
-
-
-def _speed(write: Write, busy: int, seconds: float) -> float:
-    stop = threading.Event()
-    threads = [threading.Thread(target=_parse_flat_out, args=(stop,), daemon=True) for _ in range(busy)]
-    for thread in threads:
-        thread.start()
-    began = time.perf_counter()
-    rows = 0
-    while time.perf_counter() - began < seconds:
-        write(rows)
-        rows += BATCH
-    speed = rows / (time.perf_counter() - began)
-    stop.set()
-    for thread in threads:
-        thread.join()
+def _speed(
+    opened: Callable[[Path], AbstractContextManager[Write]], batches: Sequence[Any], busy: int, seconds: float
+) -> float:
+    stop, ready = threading.Event(), threading.Barrier(busy + 1)
+    threads = [threading.Thread(target=_parse_flat_out, args=(ready, stop), daemon=True) for _ in range(busy)]
+    with tempfile.TemporaryDirectory() as folder, opened(Path(folder)) as write:
+        for thread in threads:
+            thread.start()
+        ready.wait()
+        began = time.perf_counter()
+        written = 0
+        for batch in batches:
+            write(batch)
+            written += 1
+            if time.perf_counter() - began > seconds:
+                break
+        speed = written * BATCH / (time.perf_counter() - began) / 1000
+        stop.set()
+        for thread in threads:
+            thread.join()
     return speed
 
 
-def _parse_flat_out(stop: threading.Event) -> None:
-    upbit = Upbit(("BTC-KRW",), setup())
+def _parse_flat_out(ready: threading.Barrier, stop: threading.Event) -> None:
+    upbit = Upbit((MARKET,), setup())
     frames = list(upbit_frames(50))
+    ready.wait()
     while not stop.is_set():
         for frame in frames:
             upbit.parse(frame, 0)
 
 
+def _deliveries(number: int) -> list[Delivery]:
+    made = []
+    first = number * ROWS + 1
+    for epoch in range(1, FEEDS + 1):
+        rows = (BookRow(epoch, n, n * 100_000, 68_000, None, 0, BIDS, None) for n in range(first, first + ROWS))
+        until_us = (first + ROWS) * 100_000
+        mark = CoverageMark(epoch, until_us, until_us, first + ROWS - 1)
+        made.append(Delivery("upbit", ROWS, (*rows, mark), ROWS))
+    return made
+
+
+def _tuples(number: int) -> list[tuple[object, ...]]:
+    first = number * BATCH + 1
+    return [(n, n * 100_000, 68_000, None, 0, BIDS, None) for n in range(first, first + BATCH)]
+
+
 @contextmanager
-def _store_writer(folder: Path) -> Iterator[Write]:
+def _store(folder: Path) -> Iterator[Write]:
     store = SQLiteStore(folder / "b.sqlite", collector_id="b", version="b", run_uid="b", started_us=1)
     store.open()
-    opened = EpochOpened(1, "UPBIT", "BTC-KRW", "orderbook", "websocket", 1)
-    store.write([Delivery("upbit", 1, (opened,), 1)], 1)
+    opened = [
+        EpochOpened(epoch, "UPBIT", f"M{epoch}-KRW", "orderbook", "websocket", 1) for epoch in range(1, FEEDS + 1)
+    ]
+    store.write([Delivery("upbit", 0, tuple(opened), 1)], 1)
+    written = 0
 
-    def write(first: int) -> None:
-        rows = tuple(
-            BookRow(1, first + n + 1, (first + n) * 100_000, 68_000, None, 0, BIDS, None) for n in range(BATCH)
-        )
-        store.write([Delivery("upbit", BATCH, rows, 1)], 1)
+    def write(deliveries: list[Delivery]) -> None:
+        nonlocal written
+        store.write(deliveries, 1)
+        written += BATCH
 
     yield write
+    (stored,) = store.connection.execute("SELECT count(*) FROM book").fetchone()
     store.release()
+    if stored != written:
+        raise RuntimeError(f"{written} rows were written, {stored} are stored")
 
 
 @contextmanager
-def _executemany_writer(folder: Path) -> Iterator[Write]:
+def _executemany(folder: Path) -> Iterator[Write]:
     db = sqlite3.connect(folder / "b.sqlite", isolation_level=None)
     for pragma in ("journal_mode = WAL", "synchronous = FULL"):
         db.execute(f"PRAGMA {pragma}")
     db.execute("CREATE TABLE book (id INTEGER PRIMARY KEY, at_us, lag_us, sequence, flags, bids, asks)")
 
-    def write(first: int) -> None:
-        rows = [(first + n + 1, (first + n) * 100_000, 68_000, None, 0, BIDS, None) for n in range(BATCH)]
+    def write(rows: list[tuple[object, ...]]) -> None:
         db.execute("BEGIN")
         db.executemany("INSERT INTO book VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
         db.execute("COMMIT")
