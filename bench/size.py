@@ -49,15 +49,19 @@ def run(*, updates: int = 3000) -> Iterator[Row]:
     """Measure and yield the report."""
     recorded = recorded_frames()
     if recorded:
-        yield Row("Upbit's recording, looped", bytes_per_update(_looped(updates)), "B/update", aim="110")
+        yield Row("Upbit's recording, looped", bytes_per_update(looped(updates)), "B/update", aim="110")
     generated = (Heard(n * 100_000, MARKET, frame) for n, frame in enumerate(upbit_frames(updates)))
     yield Row("generated books of 30 levels", bytes_per_update(generated), "B/update")
 
 
-def bytes_per_update(heard: Iterable[Heard]) -> float:
-    """Record the frames and return by how much each made the file grow; each must be accounted for in the ledger."""
+def bytes_per_update(heard: Iterable[Heard], *, full_books: bool = False) -> float:
+    """Record the frames and return by how much each made the file grow; each must be accounted for in the ledger.
+
+    `full_books` stores a complete book for each, as `mode: full` does. Raises `RuntimeError` where the sums do not
+    close.
+    """
     clock = Clocked()
-    given = replace(setup(), clock=clock)
+    given = replace(setup(), clock=clock, full_books=full_books)
     controllers: dict[str, Upbit] = {}
     with tempfile.TemporaryDirectory() as folder:
         store = SQLiteStore(
@@ -100,7 +104,7 @@ def bytes_per_update(heard: Iterable[Heard]) -> float:
     return grown / count
 
 
-def _looped(updates: int) -> Iterator[Heard]:
+def looped(updates: int) -> Iterator[Heard]:
     """Yield the recording again and again, the exchange's times shifted like ours."""
     frames = recorded_frames()
     times_s = [frame.time_s or 0.0 for frame in frames]
