@@ -150,6 +150,16 @@ class EpochVerdict(msgspec.Struct, frozen=True, gc=False):
     verdict: str
 
 
+class RecordsLost(msgspec.Struct, frozen=True, gc=False):
+    """Records of this run that stood between the batch before and this one are gone, and nobody knows of which epochs.
+
+    Every epoch that is open in the store ends where its coverage got to, with this reason; the next record of a feed
+    that counts is an `EpochOpened`.
+    """
+
+    reason: str
+
+
 class Rejected(msgspec.Struct, frozen=True, gc=False):
     """A frame that could not be understood, raw, and why."""
 
@@ -169,7 +179,7 @@ class Event(msgspec.Struct, frozen=True, gc=False):
     text: str
 
 
-Record = EpochOpened | BookRow | CoverageMark | EpochEnded | EpochVerdict | Rejected | Event
+Record = EpochOpened | BookRow | CoverageMark | EpochEnded | EpochVerdict | RecordsLost | Rejected | Event
 
 
 class Delivery(msgspec.Struct, frozen=True, gc=False):

@@ -1,0 +1,59 @@
+"""What a store is to the writer, whatever database is behind it, and what is handed to it.
+
+A batch belongs to a run and has a number in it. A store commits a batch, its number and the ledger it moves in one
+transaction and skips a batch whose number it has: so a batch may be written again after a crash, after a commit whose
+outcome nobody knows, or out of the spool, and is there once.
+"""
+
+from collections.abc import Set
+from typing import Protocol
+
+import msgspec
+
+from collector.records import Delivery
+
+
+class Run(msgspec.Struct, frozen=True):
+    """One start of one collector; `uid` is what a store knows it by."""
+
+    uid: str
+    collector_id: str
+    version: str
+    started_us: int
+
+
+class Batch(msgspec.Struct, frozen=True):
+    """Deliveries that are committed together; `number` counts 1, 2, 3... within the run."""
+
+    run: Run
+    number: int
+    deliveries: tuple[Delivery, ...]
+
+
+class Store(Protocol):
+    """The writing side of a database, used from one thread at a time.
+
+    Every method raises `StorageError`: `StorageBusy` or `StorageFull` where the same call may succeed later,
+    `StorageCorrupt` and `NotOurs` where only a person can help.
+    """
+
+    def open(self) -> None:
+        """Find out what a person must mend before anything starts, and take what no second collector may have.
+
+        A database that can't be reached, or has no room, is no reason to fail here: the first `write` tries again.
+        """
+
+    def write(self, batch: Batch, now_us: int) -> int:
+        """Commit all of a batch or none of it; return how many of its records were there already.
+
+        The first batch of a run makes the run known. `now_us` (wall clock) becomes the time the run was last alive.
+        """
+
+    def open_epochs(self, run: Run) -> Set[int]:
+        """Return the epochs of a run (as its batches number them) that are in the store and have not ended."""
+
+    def close_run(self, run: Run, now_us: int) -> None:
+        """Note that a run ended in order; nothing happens where the store does not know it."""
+
+    def release(self) -> None:
+        """Close everything and give back what `open` took; may be called twice."""
