@@ -38,9 +38,9 @@ from collector.config import Exchange
 from collector.intake import Intake
 from collector.log import Log
 from collector.settings import Endpoint
+from commands.daemon import SWITCH_INTERVAL_S
 from controllers.connection import Connection
 from controllers.upbit import Upbit
-from run_controller import SWITCH_INTERVAL_S
 from storage.sqlite import SQLiteStore
 from storage.writer import Writer
 

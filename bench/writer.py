@@ -20,8 +20,8 @@ from bench.frames import MARKET, upbit_frames
 from bench.measure import Row, in_turns, row
 from bench.parse import setup
 from collector.records import BookRow, CoverageMark, Delivery, EpochOpened
+from commands.daemon import SWITCH_INTERVAL_S
 from controllers.upbit import Upbit
-from run_controller import SWITCH_INTERVAL_S
 from storage.sqlite import SQLiteStore
 
 FEEDS, ROWS = 10, 100  # of each feed in a batch

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pytest
 
-import run_controller
+from commands.app import main
 from tests.conftest import FOREIGN_VARIABLES, ROOT
 
 SECONDS = 30
@@ -46,7 +46,7 @@ def type_(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         capsys.readouterr()
         status = 0
         try:
-            run_controller.main()
+            main()
         except SystemExit as ended:
             status = int(ended.code or 0)
         return Ended(status, *capsys.readouterr())

@@ -3,6 +3,8 @@
 import os
 import re
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -10,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from storage.sqlite import APPLICATION_ID, SCHEMA_VERSION
-from tests.cli.conftest import Type, tree
+from tests.cli.conftest import SECONDS, Type, tree
+from tests.conftest import ROOT
 
 
 def _text(folder: Path) -> None:
@@ -204,6 +207,17 @@ def test_an_exchange_that_can_t_be_reached_is_one_line(type_: Type, folder: Path
     assert (ended.status, ended.out) == (1, "")
     assert ended.err.startswith("upbit: the list of markets can't be had: ")
     assert len(ended.err.splitlines()) == 1
+
+
+def test_without_what_requirements_txt_brings_it_says_so() -> None:
+    """Fails when `run_controller.py` imports `commands.app` before it has looked for typer."""
+    ended = subprocess.run(
+        [sys.executable, "-E", "-S", str(ROOT / "run_controller.py"), "check"],
+        capture_output=True, text=True, timeout=SECONDS, check=False,
+    )  # fmt: skip
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.stderr.startswith("typer is not installed; ") and "pip install -r requirements.txt" in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

@@ -20,9 +20,9 @@ import requests
 import typer.main
 import yaml
 
-import run_controller
 from collector.config import Settings
 from collector.settings import KEY_VARIABLES, PATH_VARIABLES
+from commands.app import app
 from simulator import Simulator
 from tests.conftest import FOREIGN_VARIABLES, ROOT, wait_until
 
@@ -67,6 +67,7 @@ class Reader:
             "controllers",
             "storage",
             "simulator",
+            "commands",
             "run_controller.py",
             "Makefile",
             ".env.example",
@@ -226,7 +227,7 @@ def test_every_relative_link_leads_somewhere(file: str) -> None:
 
 
 def _options() -> set[str]:
-    group: Any = typer.main.get_command(run_controller.app)
+    group: Any = typer.main.get_command(app)
     return {
         option
         for command in [group, *group.commands.values()]
@@ -238,7 +239,7 @@ def _options() -> set[str]:
 @pytest.mark.parametrize("file", [*READMES, "docs/operating.md", "docs/adding-an-exchange.md"])
 def test_every_setting_flag_command_variable_and_endpoint_that_is_named_exists(file: str) -> None:
     text = (ROOT / file).read_text(encoding="utf-8")
-    group: Any = typer.main.get_command(run_controller.app)
+    group: Any = typer.main.get_command(app)
     options = _options()
     for line in re.findall(r"run_controller\.py([^\n`]*)", text):
         words = line.split("#")[0].split()
@@ -273,7 +274,7 @@ def test_every_setting_flag_command_variable_and_endpoint_that_is_named_exists(f
 
 
 def test_every_command_and_every_exchange_is_told() -> None:
-    group: Any = typer.main.get_command(run_controller.app)
+    group: Any = typer.main.get_command(app)
     for file in READMES:
         text = (ROOT / file).read_text(encoding="utf-8")
         for command in group.commands:

@@ -7,8 +7,9 @@ import os
 import signal
 from collections.abc import Sequence
 
-import run_controller
+import commands.daemon
 from collector.records import BookRow, Delivery
+from commands.app import main
 from storage.sqlite import SQLiteStore
 
 
@@ -28,7 +29,7 @@ class SplitStore(SQLiteStore):
         self._transaction(lambda: self._write(rows, now_us))
 
 
-vars(run_controller)["SQLiteStore"] = SplitStore
+vars(commands.daemon)["SQLiteStore"] = SplitStore
 
 if __name__ == "__main__":
-    run_controller.main()
+    main()

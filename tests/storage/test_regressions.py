@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 import controllers
-import run_controller
 from collector.config import load
 from collector.errors import StorageCorrupt
 from collector.records import Delivery, Event
+from commands.daemon import Daemon
 from storage.sqlite import SQLiteStore
 from tests.conftest import WaitUntil
 
@@ -57,7 +57,7 @@ def test_a_run_that_ends_in_order_is_closed_whatever_the_log_says_at_the_end(
     settings = {"exchanges": {"upbit": {"endpoint": nobody}}, "metrics": {"enabled": False}, "log": {"stderr": False}}
     config.write_text(json.dumps(settings))
     flags = {"storage.path": str(tmp_path / "c.sqlite"), "log.path": str(tmp_path / "logs")}
-    daemon = run_controller.Daemon(load(config, env={}, dotenv=None, flags=flags, known=controllers.known()))
+    daemon = Daemon(load(config, env={}, dotenv=None, flags=flags, known=controllers.known()))
     status: list[int] = []
     thread = threading.Thread(target=lambda: status.append(daemon.run()))
     thread.start()

@@ -1,0 +1,288 @@
+"""The daemon: every piece of a collector, put together from its settings."""
+
+import os
+import shutil
+import sys
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+
+import collector
+import controllers
+from collector import log as logs
+from collector.budget import Budget
+from collector.clock import Clock
+from collector.config import Settings
+from collector.errors import ConfigError, StorageError
+from collector.intake import Intake
+from collector.metrics import Metrics
+from collector.rates import Growth, Rates
+from collector.records import Delivery, Event
+from collector.supervisor import Supervisor
+from collector.systemd import Notifier, watchdog_interval_s
+from collector.times import show_time
+from collector.web import WebServer
+from commands.screen import err
+from controllers.base import Setup
+from storage.maintenance import Housekeeping
+from storage.sqlite import SQLiteStore
+from storage.writer import Writer
+
+# Beside a busy thread the writer gets the interpreter back after half a millisecond, not five: docs/performance.md.
+SWITCH_INTERVAL_S = 0.0005
+EVENT_BYTES = 300
+
+
+class Daemon:
+    """Everything one collector consists of, built from its settings.
+
+    The constructor takes the database and opens the log, so it raises `StorageError` or `ConfigError` for what a person
+    must mend; no thread of a source runs before `run`.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.clock = clock = Clock()
+        self.started_us = clock.wall_us()
+        self.metrics = Metrics(CollectorRegistry(), version=collector.__version__, started_s=self.started_us / 1e6)
+        self.intake = Intake(settings.intake.memory_mib << 20, wake_records=settings.storage.batch_records)
+        self.metrics.watch_intake(
+            records=lambda: self.intake.held[0], size=lambda: self.intake.held[1], limit=self.intake.limit_bytes
+        )
+        plan = list(planned(settings))
+        for secret, _ in settings.secrets.values():
+            logs.register_secret(secret.get_secret_value())
+        self.store = SQLiteStore(
+            settings.storage.path,
+            collector_id=settings.collector_id,
+            version=collector.__version__,
+            run_uid=str(uuid.uuid4()),
+            started_us=self.started_us,
+        )
+        _require_log_folder(settings.log.path)  # before the database is touched
+        self.store.open()
+        try:
+            self.logs = logs.setup(
+                settings.log.path,
+                level=settings.log.level,
+                language=settings.language,
+                file_bytes=settings.log.file_mib << 20,
+                files=settings.log.files,
+                stderr=settings.log.stderr,
+                feeds=[(cls.exchange, market) for cls, markets, _ in plan for market in markets],
+                clock=clock,
+                on_event=self._keep_event,
+            )
+        except ConfigError:
+            self.store.release()
+            raise
+        self.log = logs.get("COLLECTOR")
+        self._growth = Growth(clock)
+        self.writer = Writer(
+            self.store,
+            self.intake,
+            clock=clock,
+            log=logs.get("WRITER"),
+            metrics=self.metrics,
+            batch_ms=settings.storage.batch_ms,
+            batch_records=settings.storage.batch_records,
+            housekeeping=self._housekeeping(),
+        )
+        watchdog_s = watchdog_interval_s()
+        self.supervisor = Supervisor(
+            self.writer,
+            clock=clock,
+            log=logs.get("SUPERVISOR"),
+            metrics=self.metrics,
+            notifier=Notifier(),
+            stop_timeout_s=settings.limits.stop_timeout_s,
+            watchdog_s=watchdog_s if watchdog_s else 30.0,
+            describe=self.describe,
+        )
+        budgets: dict[str, Budget] = {}
+        connects: dict[str, Budget] = {}
+        for cls, markets, options in plan:
+            budget = budgets.setdefault(cls.exchange, Budget(cls.budget_per_s, clock))
+            keys = settings.keys(cls.exchange) if options.auth else None
+            setup = Setup(
+                clock=clock,
+                intake=self.intake,
+                metrics=self.metrics,
+                log=self.logs.connection(cls.exchange, markets),
+                options=options,
+                budget=budget,
+                connects=connects.setdefault(cls.exchange, Budget(cls.connects_per_s, clock)),
+                full_books=settings.storage.mode == "full",
+                keys=(keys[0].get_secret_value(), keys[1].get_secret_value()) if keys else None,
+            )
+            self.supervisor.add(_maker(cls, markets, setup))
+        self.web = WebServer(
+            settings.metrics.host,
+            settings.metrics.port,
+            registry=self.metrics.registry,
+            status=self.status,
+            healthy=self.supervisor.healthy,
+            ready=self.ready,
+        )
+        self._rates = Rates(clock)
+
+    def run(self) -> int:
+        """Record until a signal or `supervisor.stop()`; return the exit status."""
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
+        feeds = [row for worker in self.supervisor.workers for row in worker.status()]
+        self.log.info("daemon_start", version=collector.__version__, feeds=len(feeds), database=self.store.path)
+        if self.settings.metrics.enabled:
+            if self.web.start():
+                self.log.info("metrics_on", host=self.settings.metrics.host, port=self.web.port)
+            else:
+                self.log.warning("metrics_port_taken", host=self.settings.metrics.host, port=self.settings.metrics.port)
+        try:
+            status = self.supervisor.run()
+            self.log.info("daemon_stop", status=status)
+            return status
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Note the end of the run, give the database back, close the log."""
+        self.web.stop()
+        self.logs.stop()
+        try:
+            if self.writer.state == "stopped":  # in order: nothing it had in hand is missing
+                for batch in iter(lambda: self.intake.take(1000), []):  # what the log said while stopping
+                    self.store.write(batch, self.clock.wall_us())
+                    self.intake.done(batch)
+                if self.intake.empty:
+                    self.store.close_run(self.clock.wall_us())
+        except StorageError as error:
+            err.print(f"{error}", markup=False)
+        finally:
+            self.store.release()
+
+    # --- what others see --------------------------------------------------------------------------------------------
+
+    def describe(self) -> str:
+        """Return one line for `systemctl status`."""
+        rows = [row for worker in self.supervisor.workers for row in worker.status()]
+        self._rates.sample(rows)
+        live = sum(row["state"] == "live" for row in rows)
+        line = f"{live}/{len(rows)} feeds live, {self.intake.held[0]} records waiting"
+        return f"{line}, store failing: {self.writer.failing}" if self.writer.failing else line
+
+    def ready(self) -> tuple[bool, str]:
+        """Tell whether commits succeed and every feed is live."""
+        if self.writer.failing:
+            return False, f"the store fails: {self.writer.failing}"
+        rows = [row for worker in self.supervisor.workers for row in worker.status()]
+        down = [f"{row['exchange']} {row['market']} is {row['state']}" for row in rows if row["state"] != "live"]
+        if down:
+            return False, "; ".join(down[:3]) + (f" and {len(down) - 3} more" if len(down) > 3 else "")
+        return True, f"{len(rows)} feeds live"
+
+    def status(self) -> dict[str, Any]:
+        """Return everything `/status.json` and `status` show."""
+        feeds = [row for worker in self.supervisor.workers for row in worker.status()]
+        for row, rate in zip(feeds, self._rates.of(feeds), strict=True):
+            row["frames_per_s"] = rate
+        uptime_s = (self.clock.wall_us() - self.started_us) / 1e6
+        database, wal = self.store.sizes()
+        per_day = self._growth.per_day()
+        free = shutil.disk_usage(self.store.path.parent).free
+        records, size = self.intake.held
+        committed_us = self.writer.committed_us
+        return {
+            "version": collector.__version__,
+            "collector_id": self.settings.collector_id,
+            "pid": os.getpid(),
+            "started": show_time(self.started_us),
+            "uptime_s": round(uptime_s, 1),
+            "healthy": self.supervisor.healthy()[1],
+            "ready": self.ready()[1],
+            "feeds": feeds,
+            "workers": [
+                {"name": w.name, "state": w.state, "generation": w.generation} for w in self.supervisor.workers
+            ],
+            "intake": {"records": records, "bytes": size, "bytes_limit": self.intake.limit_bytes},
+            "store": {
+                "path": str(self.store.path.resolve()),
+                "failing": self.writer.failing,
+                "last_commit": show_time(committed_us) if committed_us else None,
+                "database_bytes": database,
+                "wal_bytes": wal,
+                "bytes_per_day": None if per_day is None else round(per_day),
+                "disk_free_bytes": free,
+                "days_left": round(free / per_day, 1) if per_day else None,
+            },
+            "log_lines_dropped": self.logs.dropped,
+        }
+
+    # --- small pieces -----------------------------------------------------------------------------------------------
+
+    def _keep_event(self, event: Event) -> None:
+        # The log in the database: kept when there is room, never in the way of data.
+        self.intake.put(Delivery("", 0, (event,), EVENT_BYTES + len(event.text)))
+
+    def _housekeeping(self) -> Callable[[], bool]:
+        settings = self.settings
+        keeping = Housekeeping(
+            self.store,
+            self.clock,
+            retention_days=settings.storage.retention_days,
+            rejected_days=settings.limits.rejected_days,
+            rejected_bytes=settings.limits.rejected_mib << 20,
+            event_days=settings.limits.event_days,
+            event_bytes=settings.limits.event_mib << 20,
+        )
+        log = logs.get("WRITER")
+
+        def step() -> bool:
+            if self._growth.due():
+                database, wal = self.store.sizes()
+                self.metrics.database_bytes.set(database)
+                self.metrics.wal_bytes.set(wal)
+                self._growth.sample(self.store.pages_bytes())
+                self.metrics.show_log_lines_dropped(self.logs.dropped)
+            return keeping.step(log)
+
+        return step
+
+
+def _require_log_folder(folder: Path) -> None:
+    """Raise `ConfigError` where no log can be written; leaves nothing behind."""
+    made: list[Path] = []
+    try:
+        for missing in reversed([path for path in (folder, *folder.parents) if not path.exists()]):
+            missing.mkdir()
+            made.append(missing)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"{folder}: no log can be written there ({error.strerror}); set log.path or LOG_PATH to another folder"
+        ) from None
+    finally:
+        for path in reversed(made):
+            path.rmdir()
+
+
+def planned(settings: Settings) -> Iterator[tuple[type[controllers.Controller], tuple[str, ...], Any]]:
+    """Yield what each controller records: its class, its markets, its exchange's options."""
+    for exchange, options in settings.exchanges.items():
+        groups: dict[str | None, list[str]] = {}
+        for choice in settings.choices(exchange):
+            groups.setdefault(choice.transport, []).append(choice.market)
+        for transport, markets in groups.items():
+            cls = controllers.controller_class(exchange, transport)
+            size = options.markets_per_connection
+            for at in range(0, len(markets), size):
+                yield cls, tuple(markets[at : at + size]), options
+
+
+def _maker(
+    cls: type[controllers.Controller], markets: tuple[str, ...], setup: Setup
+) -> Callable[[int], controllers.Controller]:
+    return lambda generation: cls(markets, setup, generation=generation)

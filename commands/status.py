@@ -1,0 +1,109 @@
+"""The command `status`: what a running collector says of itself."""
+
+import contextlib
+import sys
+import threading
+from typing import Annotated, Any
+
+import orjson
+import requests
+import typer
+from rich.live import Live
+from rich.table import Table
+
+from collector.errors import CollectorError
+from collector.times import show_duration
+from commands.screen import out, show_bytes
+
+
+def status(
+    context: typer.Context,
+    json: Annotated[bool, typer.Option("--json", help="Print what the daemon says, unchanged.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Refresh every second until Ctrl-C.")] = False,
+) -> None:
+    """Show what a running collector does: feeds, rates, lag, gaps, growth, days of disk left."""
+    settings = context.obj()
+    url = f"http://{settings.metrics.host}:{settings.metrics.port}/status.json"
+    if json:
+        sys.stdout.buffer.write(_fetch_status(url) + b"\n")
+        return
+    if not watch:
+        _print_status(orjson.loads(_fetch_status(url)))
+        return
+    with contextlib.suppress(KeyboardInterrupt), Live(console=out, auto_refresh=False) as live:
+        pause = threading.Event()
+        while True:
+            live.update(feeds_table(orjson.loads(_fetch_status(url))), refresh=True)
+            pause.wait(1.0)
+
+
+def _fetch_status(url: str) -> bytes:
+    try:
+        response = requests.get(url, timeout=5)
+        response.raise_for_status()
+    except requests.RequestException:
+        raise CollectorError(
+            f"no collector answers at {url}; is it running, with metrics.enabled and this metrics.port? "
+            "`coverage` shows what the database holds without it"
+        ) from None
+    return response.content
+
+
+def _print_status(state: dict[str, Any]) -> None:
+    store = state["store"]
+    out.print(feeds_table(state))
+    rows = {
+        "collector": f"{state['collector_id']} {state['version']}, pid {state['pid']}",
+        "up": show_duration(state["uptime_s"]),
+        "healthy": state["healthy"],
+        "ready": state["ready"],
+        "waiting": f"{state['intake']['records']} records, {show_bytes(state['intake']['bytes'])} of "
+        f"{show_bytes(state['intake']['bytes_limit'])}",
+        "database": f"{store['path']}, {show_bytes(store['database_bytes'])} + WAL {show_bytes(store['wal_bytes'])}",
+        "last commit": store["last_commit"] or "none yet",
+        "growth": "known after a minute"
+        if store["bytes_per_day"] is None
+        else f"{show_bytes(store['bytes_per_day'])} a day at the present rate",
+        "disk": f"{show_bytes(store['disk_free_bytes'])} free"
+        + (f", enough for {store['days_left']} days" if store["days_left"] is not None else ""),
+    }
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, value in rows.items():
+        table.add_row(name, str(value))
+    out.print(table, highlight=False)
+
+
+def feeds_table(state: dict[str, Any]) -> Table:
+    """Return the feeds of `/status.json` as a table."""
+    waiting, size = state["intake"]["records"], state["store"]["database_bytes"] + state["store"]["wal_bytes"]
+    table = Table(
+        box=None,
+        pad_edge=False,
+        collapse_padding=True,
+        caption=f"{waiting} records waiting, database {show_bytes(size)}",
+    )
+    table.caption_justify = "left"
+    for name in ("exchange", "market", "over", "state"):
+        table.add_column(name, no_wrap=True)
+    for name in ("frames", "per s", "bid", "ask", "lag", "gaps"):
+        table.add_column(name, justify="right", no_wrap=True)
+    colours = {"live": "green", "waiting": "yellow"}
+    for feed in state["feeds"]:
+        text = f"[{colours.get(feed['state'], 'red')}]{feed['state']}[/] {feed['detail']}".rstrip()
+        table.add_row(
+            feed["exchange"],
+            feed["market"],
+            {"websocket": "socket", "rest": "poll"}[feed["transport"]],
+            text,
+            str(feed["frames"]),
+            f"{feed['frames_per_s']:.1f}",
+            feed["bid"] or "-",
+            feed["ask"] or "-",
+            _seconds(feed["lag_s"]),
+            str(feed["gaps"]),
+        )
+    return table
+
+
+def _seconds(value: float | None) -> str:
+    return "-" if value is None else f"{value * 1000:.0f} ms" if abs(value) < 1 else f"{value:.1f} s"
