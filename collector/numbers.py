@@ -6,7 +6,7 @@ A `Number` is the token of a message, untouched: JSON text and JSON numbers with
 
 import re
 from collections.abc import Callable
-from decimal import Context, Decimal
+from decimal import Context, Decimal, InvalidOperation
 from typing import Any
 
 import msgspec
@@ -33,6 +33,8 @@ def decoder(kind: Any) -> Callable[[bytes], Any]:
 
     def decode_frame(frame: bytes) -> Any:
         try:
+            if not frame.isascii():
+                frame.decode()  # msgspec passes over the text of fields that nobody asked for, UTF-8 or not
             return decode(frame)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise BadFrame(str(error)) from None
@@ -49,7 +51,10 @@ def to_decimal(token: object) -> Decimal:
     if type(token) is str and len(token) <= DIGITS_MAX and _is_plain(token):
         return Decimal(token)  # nearly all of them; too short to be out of range
     if type(token) is int or (type(token) is str and len(token) <= 2 * DIGITS_MAX and _is_number(token)):
-        number = Decimal(token)
+        try:
+            number = Decimal(token)
+        except InvalidOperation:  # an exponent of twenty digits
+            raise BadFrame(f"{_short(token)} is out of range") from None
     else:
         raise BadFrame(f"{_short(token)} is not a number")
     exponent = number.as_tuple().exponent

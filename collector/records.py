@@ -132,15 +132,11 @@ class CoverageMark(msgspec.Struct, frozen=True, gc=False):
 
 
 class EpochEnded(msgspec.Struct, frozen=True, gc=False):
-    """Nothing more will come in this epoch.
-
-    Where it ends before what marks have told, `frames` says how many data frames still count; None: all of them.
-    """
+    """Nothing more will come in this epoch; it may end before the time it was heard until."""
 
     epoch: int
     ended_us: int
     reason: str
-    frames: int | None = None
 
 
 class EpochVerdict(msgspec.Struct, frozen=True, gc=False):

@@ -170,10 +170,11 @@ class Exchange(Section):
     )
     endpoint: Endpoint = Field(default_factory=Endpoint, description="Other addresses than the exchange's own.")
     probe_interval_s: float = Field(
-        60,
+        30,
         ge=0,
         le=86_400,
-        description="Seconds between comparisons of a book kept from changes with a complete one over REST; 0: never.",
+        description="Seconds between comparisons of a book kept from changes with a complete one over REST. Such a book "
+        "counts as recorded up to the last one that agreed; 0: only its first message does.",
     )
     stale_s: float | None = Field(
         None,

@@ -21,7 +21,7 @@ from collector.errors import UnknownFrame, VenueRefused
 from collector.numbers import decoder
 from collector.records import Book, Message
 from controllers.base import Controller
-from controllers.levels import decode_any, pairs, shaped, swapped, venue_us
+from controllers.levels import decode_any, house_form, pairs, shaped, swapped, venue_us
 from controllers.rest import RESTController
 from controllers.websocket import WSController
 
@@ -78,7 +78,7 @@ class _Bithumb(Controller):
     @shaped
     def parse_listing(cls, body: bytes) -> list[str]:
         """Read `[{"market":"KRW-BTC",...},...]`; a market that is not listed does not trade."""
-        return [swapped(row["market"]) for row in decode_any(body)]
+        return house_form(swapped(row["market"]) for row in decode_any(body))
 
 
 def _raise_error(error: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ import msgspec
 from collector.errors import BadFrame, UnknownFrame, VenueRefused
 from collector.numbers import decoder
 from collector.records import Book, Message, Refused
-from controllers.levels import decode_any, listed, shaped, side, venue_us
+from controllers.levels import decode_any, house_form, listed, shaped, side, venue_us
 from controllers.websocket import WSController
 
 
@@ -125,11 +125,11 @@ class Coinone(WSController):
     @shaped
     def parse_listing(cls, body: bytes) -> list[str]:
         """Read the markets priced in KRW, the only ones, without those that are halted."""
-        return [
-            f"{row['target_currency']}-{row['quote_currency']}".upper()
+        return house_form(
+            f"{row['target_currency'].upper()}-{row['quote_currency'].upper()}"
             for row in _answer(body)["markets"]
             if row["trade_status"] and not row["maintenance_status"]
-        ]
+        )
 
 
 def _answer(body: bytes) -> Any:

@@ -69,7 +69,7 @@ class HeardFeed:
         self.n = 0
         self.frames = 0
         self.confirmed_at_us = 0
-        self.agreed_at_us = self.agreed_frames = 0  # how far nobody can doubt a book that is kept from changes
+        self.agreed_at_us = self.agreed_frames = 0  # how far a book kept from changes was found to be complete
         self.gap_since_us: int | None = None
         self.gap_reason = ""
         # the ledger: what was told of it last
@@ -162,7 +162,9 @@ class HeardFeed:
             return
         if opening:
             checked = isinstance(message, Book) and message.totals is not None and not mismatch
-            records.append(self._open(at_us, offset_us, "checksummed" if checked else "unverified"))
+            verdict = "compared" if self._facts.changes_only else "checksummed" if checked else "unverified"
+            records.append(self._open(at_us, offset_us, verdict))
+            self.agreed_frames = int(isinstance(message, Book))  # else it may have gone wrong before this epoch
         elif mismatch:
             records.append(EpochVerdict(self.epoch, "unverified"))
         self._mismatch = mismatch
@@ -204,7 +206,6 @@ class HeardFeed:
         self.n = self.frames = 0
         self._mismatch = self.compared = self.doubted = False
         self.marked_at_us = self.confirmed_at_us = self.agreed_at_us = at_us
-        self.agreed_frames = 1
         exchange, market, channel = self.key
         facts = self._facts
         return EpochOpened(
@@ -215,25 +216,11 @@ class HeardFeed:
         """End the epoch where the feed was last heard; return the last mark and the end, nothing if none is open."""
         if not self.epoch:
             return []
-        if reason in DOUBTFUL:
-            heard_at_us = self.confirmed_at_us
-        mark = self.mark(heard_at_us)
-        ended = EpochEnded(self.epoch, mark.heard_until_us, reason)
-        return self._ended(mark, ended)
-
-    def take_back(self, reason: str) -> list[Record]:
-        """End the epoch where its book last agreed with a complete one: what was marked since then may be wrong."""
-        if not self.epoch:
-            return []
-        offset_us = self.opened_us - self.opened_at_us
-        return self._ended(
-            self.mark(), EpochEnded(self.epoch, self.agreed_at_us + offset_us, reason, self.agreed_frames)
-        )
-
-    def _ended(self, mark: CoverageMark, ended: EpochEnded) -> list[Record]:
+        mark = self.mark(None if reason in DOUBTFUL else heard_at_us)
+        ended_us = mark.confirmed_until_us if reason in DOUBTFUL else mark.heard_until_us
         self.gaps += 1
-        self.lost(ended.reason, ended.ended_us - (self.opened_us - self.opened_at_us))
-        return [mark, ended]
+        self.lost(reason, ended_us - (self.opened_us - self.opened_at_us))
+        return [mark, EpochEnded(mark.epoch, ended_us, reason)]
 
     def lost(self, reason: str, since_us: int) -> None:
         """Note that the feed is not covered since a monotonic time; the first reason of a gap stays."""
@@ -247,7 +234,14 @@ class HeardFeed:
         return None if since_us is None else max(0.0, (self.opened_at_us - since_us) / 1e6)
 
     def mark(self, heard_at_us: int | None = None) -> CoverageMark:
-        """Return how far the epoch is accounted for, heard until the given time or, at least, its last data."""
+        """Return how far the epoch is accounted for, heard until the given time or, at least, its last data.
+
+        A book kept from changes is accounted for only up to where a complete one agreed with it: a change that never
+        came shows nowhere else, and whoever is killed before the next comparison can take nothing back.
+        """
         heard_at_us = max(heard_at_us or 0, self.confirmed_at_us)
         offset_us = self.opened_us - self.opened_at_us
-        return CoverageMark(self.epoch, heard_at_us + offset_us, self.confirmed_at_us + offset_us, self.frames)
+        until_at_us, frames = self.confirmed_at_us, self.frames
+        if self._facts.changes_only:
+            until_at_us, frames = self.agreed_at_us, self.agreed_frames
+        return CoverageMark(self.epoch, heard_at_us + offset_us, until_at_us + offset_us, frames)

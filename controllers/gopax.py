@@ -21,7 +21,7 @@ import msgspec
 from collector.errors import UnknownFrame, VenueRefused
 from collector.numbers import decoder, to_decimal
 from collector.records import Book, BookChange, Message, Refused, Reply
-from controllers.levels import decode_any, listed, shaped, side, venue_us
+from controllers.levels import decode_any, house_form, listed, shaped, side, venue_us
 from controllers.websocket import WSController
 
 
@@ -130,7 +130,7 @@ class Gopax(WSController):
     @shaped
     def parse_listing(cls, body: bytes) -> list[str]:
         """Read the live pairs; their names are in house form already."""
-        return [row["name"] for row in decode_any(body)]
+        return house_form(row["name"] for row in decode_any(body))
 
 
 def signature(key: str, secret: str, now_ms: int) -> dict[str, str]:

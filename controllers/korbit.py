@@ -17,7 +17,7 @@ import msgspec
 from collector.errors import BadFrame, UnknownFrame
 from collector.numbers import decoder
 from collector.records import Book, Message, Refused
-from controllers.levels import decode_any, listed, shaped, side, venue_us
+from controllers.levels import decode_any, house_form, listed, shaped, side, venue_us
 from controllers.websocket import WSController
 
 
@@ -116,4 +116,4 @@ class Korbit(WSController):
     def parse_listing(cls, body: bytes) -> list[str]:
         """Read the launched pairs."""
         rows = decode_any(body)["data"]
-        return [row["symbol"].upper().replace("_", "-") for row in rows if row["status"] == "launched"]
+        return house_form(row["symbol"].upper().replace("_", "-") for row in rows if row["status"] == "launched")

@@ -74,6 +74,19 @@ def swapped(market: str) -> str:
     return f"{currency}-{symbol}"
 
 
+def house_form(markets: Iterable[str]) -> list[str]:
+    """Return the names of a market list; raises `BadFrame` where one is not `SYMBOL-CURRENCY`.
+
+    For use in a `shaped` reader: what is no text raises what every text would not.
+    """
+    names = list(markets)
+    for name in names:
+        symbol, _, currency = name.partition("-")
+        if not symbol or not currency:
+            raise BadFrame(f"{name!r} is no market")
+    return names
+
+
 def listed(rows: Iterable[tuple[Any, Any]]) -> Levels:
     """Return (price, size) rows of a REST answer as one side of a book; raises `BadFrame` as `side` does."""
     rows = list(rows)

@@ -18,7 +18,7 @@ import msgspec
 from collector.errors import BadFrame, UnknownFrame, VenueRefused
 from collector.numbers import decoder
 from collector.records import Book, Message
-from controllers.levels import decode_any, pairs, shaped, swapped, venue_us
+from controllers.levels import decode_any, house_form, pairs, shaped, swapped, venue_us
 from controllers.websocket import WSController
 
 
@@ -118,4 +118,4 @@ class Upbit(WSController):
     @shaped
     def parse_listing(cls, body: bytes) -> list[str]:
         """Read `[{"market":"KRW-BTC",...},...]`; a market that is not listed does not trade."""
-        return [swapped(row["market"]) for row in decode_any(body)]
+        return house_form(swapped(row["market"]) for row in decode_any(body))

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import requests
 
 from collector.errors import BookDiffers, ConnectionLost, SourceError, StaleConnection, VenueRefused
-from collector.records import Book, BookChange, EpochVerdict, Record, Refused, Reply
+from collector.records import Book, BookChange, Record, Refused, Reply
 from controllers.base import Controller, Setup
 from controllers.book import OrderBook
 from controllers.connection import Connection
@@ -26,6 +26,7 @@ from controllers.frames import CLOSE, PING, PONG, close_reason
 FIRST_BOOK_US = 10_000_000  # a market without a book for so long after subscribing is worth a warning
 PATIENCE_US_MAX = 300_000_000  # a feed that says nothing for so long is doubted again, however quiet it was before
 UNCOVERED_US = 30_000_000  # a feed that was heard and is not covered waits so long for data to open an epoch with
+FIRST_PROBE_US = 5_000_000  # a book kept from changes counts only up to a comparison: a new one is not left waiting
 PROBE_GRACE_US = 3_000_000  # a REST book may be ahead of the socket by as much
 PROBE_BOOKS_MAX = 256
 PROBE_SLOT_S = 30.0  # a probe that would have to wait longer for its turn is left out
@@ -221,12 +222,13 @@ class WSController(Controller):
     # --- doubts: a heartbeat is no data, so a silent feed is compared with the REST book -----------------------------
 
     def _doubt(self, now_us: int) -> None:
-        interval_us = int(self.setup.options.probe_interval_s * 1e6) if self.changes_only else 0
+        every_us = int(self.setup.options.probe_interval_s * 1e6) if self.changes_only else 0
         for feed in self.feeds.values():
             if not feed.epoch:
                 continue
             silent_us = now_us - feed.confirmed_at_us
             wait_us = now_us - max(feed.probed_at_us, feed.opened_at_us)
+            interval_us = every_us if feed.compared else min(every_us, FIRST_PROBE_US)
             if feed.probe_failures:
                 due = wait_us > 1_000_000
             else:
@@ -250,16 +252,19 @@ class WSController(Controller):
         self._probe = None
         self.setup.metrics.probes.labels(self.exchange, outcome).inc()
         if outcome == "agreed":
-            feed.probe_failures = 0
+            differed, feed.probe_failures = feed.probe_failures, 0
             feed.doubted = False
+            if differed and self.changes_only:
+                # It is right now, but nobody knows since when: what lies between the two agreements counts for nobody,
+                # and the book opens another epoch with its next change.
+                self.end_epoch(feed, "probe")
+                return
             feed.patience_us = min(PATIENCE_US_MAX, max(feed.patience_us, 2 * (now_us - feed.confirmed_at_us)))
             feed.confirmed_at_us = max(feed.confirmed_at_us, probe.asked_at_us)
             feed.agreed_at_us, feed.agreed_frames = probe.asked_at_us, probe.frames
             self._touched[feed] = None
             if not feed.compared:
                 feed.compared = True
-                if self.changes_only:
-                    self._records.append(EpochVerdict(feed.epoch, "compared"))
                 self.log.info("probe_agreed", market=feed.market)
         elif outcome == "failed":
             self.log.warning("probe_failed", market=feed.market, error=probe.error)
@@ -274,10 +279,7 @@ class WSController(Controller):
             self.log.warning("probe_differs", market=feed.market, times=feed.probe_failures)
             if feed.probe_failures >= 2:
                 feed.probe_failures = 0
-                is_silent = now_us - feed.confirmed_at_us > feed.patience_us
-                if self.changes_only:  # a change went missing, nobody knows when
-                    self._end(feed, feed.take_back("probe"), "probe")
-                if is_silent:
+                if now_us - feed.confirmed_at_us > feed.patience_us and not self.changes_only:
                     raise StaleConnection(f"{feed.market} is silent while its REST book moves")
                 raise BookDiffers(f"the REST book of {feed.market} differs twice; starting from a fresh one")
 

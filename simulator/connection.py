@@ -47,6 +47,7 @@ class Subscription:
     code: str
     options: dict[str, Any] = field(default_factory=dict)
     i: int = 0
+    forgotten: bool = False  # by a fault: nothing more comes until it is made anew
 
 
 class Connection:
@@ -133,7 +134,9 @@ class Connection:
         if not self.holds(subscription):
             return
         where = self.venue.name, subscription.market
-        if self._faults.withholding(*where) or self._faults.take("swallow", *where):
+        if self._faults.take("forget", *where):
+            subscription.forgotten = True
+        if subscription.forgotten or self._faults.withholding(*where) or self._faults.take("swallow", *where):
             self.record(subscription, message, "withheld")
             return
         if message.what == "book" and self._faults.take("corrupt_total", *where):

@@ -21,6 +21,7 @@ SINGLE: dict[str, set[str]] = {
     "corrupt_total": set(),
     "duplicate": set(),
     "swallow": set(),
+    "forget": set(),
     "early_change": set(),
 }
 AT_ONCE: dict[str, set[str]] = {

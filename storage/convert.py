@@ -446,6 +446,8 @@ def _covered_us(segments: Iterable[Segment], start_us: int | None, end_us: int |
 
 
 def _touches(part: Segment, start_us: int | None, end_us: int | None) -> bool:
+    if part.epoch.until_us <= part.after_us:
+        return False  # it accounts for nothing
     return (start_us is None or part.epoch.until_us >= start_us) and (end_us is None or part.after_us + 1 < end_us)
 
 

@@ -113,12 +113,12 @@ def _feed_coverage(
 ) -> FeedCoverage:
     epochs = reader.epochs(exchange, market)
     first_us = min((epoch.from_us for epoch in epochs), default=end_us or 0)
-    last_us = max((epoch.until_us for epoch in epochs), default=start_us or 0)
+    last_us = max((epoch.heard_until_us for epoch in epochs), default=start_us or 0)
     start_us = first_us if start_us is None else start_us
     end_us = max(start_us, last_us if end_us is None else end_us)
     found: dict[State, list[_Span]] = {"DATA": [], "QUIET": [], "UNCONFIRMED": []}
     for epoch in epochs:
-        if epoch.from_us < end_us and epoch.until_us > start_us:
+        if epoch.from_us < end_us and epoch.heard_until_us > start_us:
             for state, from_us, until_us in _states(epoch, reader.row_times(epoch, start_us, end_us)):
                 from_us, until_us = max(from_us, start_us), min(until_us, end_us)
                 if from_us < until_us:
@@ -130,9 +130,12 @@ def _feed_coverage(
         intervals += [Interval(state, *span) for span in free]
         taken = _union(taken + free)
     for part in timeline(epochs):
-        gap = clip(part, start_us, end_us) if isinstance(part, Gap) else None
+        if not isinstance(part, Gap) or part.reason == "unconfirmed":  # that is a state of its own here
+            continue
+        gap = clip(part, start_us, end_us)
         if gap is not None and gap.from_us is not None and gap.until_us is not None:
-            intervals.append(Interval("GAP", gap.from_us, gap.until_us, gap.reason))
+            left = _minus([(gap.from_us, gap.until_us)], taken)
+            intervals += [Interval("GAP", *span, gap.reason) for span in left]
     intervals.sort(key=lambda item: item.from_us)
     return FeedCoverage(exchange, market, start_us, end_us, tuple(intervals))
 
@@ -150,11 +153,11 @@ def _states(epoch: Epoch, row_times: Iterable[int]) -> Iterator[tuple[State, int
         at_us = time_us
     if state is not None:
         yield state, since_us, at_us
-    yield "UNCONFIRMED", at_us, epoch.until_us
+    yield "UNCONFIRMED", at_us, epoch.heard_until_us
 
 
 def _bounded(row_times: Iterable[int], epoch: Epoch) -> Iterator[int]:
-    # Rows outside coverage prove nothing; its last confirmation counts as much as a row.
+    # Rows outside coverage prove nothing; the last confirmation counts as much as a row.
     time_us = epoch.from_us
     for row_us in row_times:
         if epoch.from_us <= row_us <= epoch.until_us:

@@ -141,12 +141,12 @@ class PostgresStore:
 
     def open_epochs(self, run: Run) -> Set[int]:
         """Return the epochs of a run (as its batches number them) that are in the store and have not ended."""
-        return self.in_transaction(lambda db: {number for (number,) in db.execute(_OPEN_EPOCHS, (run.uid,))})
+        return self.in_transaction(lambda db: {number for (number,) in db.execute(_OPEN_EPOCHS, (_text(run.uid),))})
 
     def close_run(self, run: Run, now_us: int) -> None:
         """Note that a run ended in order; nothing happens where the store does not know it."""
         sql = "UPDATE run SET closed_us = %s, alive_us = %s WHERE uid = %s"
-        self.in_transaction(lambda db: db.execute(sql, (now_us, now_us, run.uid)))
+        self.in_transaction(lambda db: db.execute(sql, (now_us, now_us, _text(run.uid))))
 
     def release(self) -> None:
         """Close the session; may be called twice."""
@@ -206,7 +206,7 @@ class PostgresStore:
         if run.uid != self._uid:
             self._uid, self._epochs = run.uid, {}
         with db.pipeline():  # BEGIN goes with it
-            row = db.execute(_ENTER, (run.uid,)).fetchone()
+            row = db.execute(_ENTER, (_text(run.uid),)).fetchone()
         if row is None:
             told = _text(run.uid), _text(run.collector_id), _text(run.version), run.started_us, run.started_us
             row = db.execute(_NEW_RUN, told).fetchone()

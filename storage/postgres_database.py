@@ -90,16 +90,13 @@ class Address:
     """Where a database is. Raises `ConfigError` for text that is no address; what it was is not repeated there."""
 
     def __init__(self, url: str) -> None:
-        try:
-            given = conninfo_to_dict(url) if is_address(url) else None
-        except psycopg.Error:
-            given = None  # the reason may quote a piece of the password
+        given = _parse(url)
         if given is None:
             raise ConfigError(
                 "the address of the database can't be read; allowed: postgresql://USER:PASSWORD@HOST:PORT/DATABASE, "
                 "with special characters of the password as %XX"
             )
-        self._given: dict[str, Any] = dict(given)
+        self._given = given
         host = str(given.get("host") or given.get("hostaddr") or "")
         port = f":{given['port']}" if given.get("port") else ""
         self.database = str(given.get("dbname") or given.get("user") or "")
@@ -140,7 +137,8 @@ class Address:
             return StorageCorrupt(f"{text}; restore a backup")
         if state == "42501":
             return StorageError(f"{text}; make the collector's role the owner of its tables")
-        if state[:2] in ("", "08", "25", "28", "3D", "40", "53", "55", "57", "58"):
+        lost = not state and isinstance(error, psycopg.OperationalError)
+        if lost or state[:2] in ("08", "25", "28", "3D", "40", "53", "55", "57", "58"):
             return StorageBusy(f"{text}; the collector goes on by itself as soon as the server takes what it has")
         return StorageError(text)
 
@@ -150,6 +148,21 @@ class Address:
             if secret:
                 text = text.replace(str(secret), "***")
         return text
+
+
+def _parse(url: str) -> dict[str, Any] | None:
+    # None for what can't be read. Why is not told: that may quote a piece of the password, and so may whatever comes of
+    # an address whose password was not spelt as it must be, which libpq reads as other parts.
+    if not is_address(url):
+        return None
+    authority = re.split("[/?]", url.partition("://")[2], maxsplit=1)
+    if "@" in "".join(authority[1:]) or authority[0].count("@") > 1:
+        return None
+    try:
+        given: dict[str, Any] = dict(conninfo_to_dict(url))
+    except psycopg.Error:
+        return None
+    return given if re.fullmatch(r"[0-9,]*", str(given.get("port", "")), re.ASCII) else None
 
 
 # --- schema ----------------------------------------------------------------------------------------------------------

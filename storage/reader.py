@@ -82,7 +82,9 @@ class Epoch(msgspec.Struct, frozen=True):
     """One subscription and what the ledger says of it.
 
     `until_us` is where its coverage ends, both ends included: the last sign of life, or the last data that agreed where
-    it ended in doubt. `reason` is None while it is open, `crash` where the run is over and nobody wrote why.
+    it ended in doubt and where nothing in the data would show a loss (`compared`). Between it and `heard_until_us` the
+    connection lived and nothing is claimed. An epoch that accounts for nothing ends just before it begins. `reason` is
+    None while it is open, `crash` where the run is over and nobody wrote why.
     """
 
     id: int
@@ -96,6 +98,7 @@ class Epoch(msgspec.Struct, frozen=True):
     opened_us: int
     from_us: int
     until_us: int
+    heard_until_us: int
     confirmed_until_us: int
     frames: int
     reason: str | None
@@ -166,8 +169,8 @@ class Gap(msgspec.Struct, frozen=True):
     """Nothing is known between `from_us` and `until_us`; None means without end.
 
     `reason` is that of the epoch before (`disconnect`, `stale`, `crash`...), or `never` before the first, `open` after
-    the last sign of life of an epoch that goes on, `deleted` by retention, `missing` where rows of a covered time are
-    not there.
+    the last sign of life of an epoch that goes on, `unconfirmed` where an epoch was heard and no comparison with another
+    source has confirmed it, `deleted` by retention, `missing` where rows of a covered time are not there.
     """
 
     reason: str
@@ -198,19 +201,25 @@ def timeline(epochs: Iterable[Epoch]) -> list[Segment | Gap]:
         elif epoch.until_us <= last.until_us:
             continue
         elif epoch.from_us > last.until_us:
-            found.append(Gap("deleted" if epoch.trimmed else _ending(last), last.until_us, epoch.from_us))
+            found += _gaps(last, epoch)
         else:
             found.append(Segment(epoch, last.until_us, takes_over=True))
             last = epoch
             continue
         found.append(Segment(epoch, epoch.from_us - 1, takes_over=False))
         last = epoch
-    found.append(Gap(_ending(last), last.until_us, None) if last else Gap("never", None, None))
-    return found
+    return found + (_gaps(last, None) if last else [Gap("never", None, None)])
 
 
-def _ending(epoch: Epoch) -> str:
-    return epoch.reason or "open"
+def _gaps(last: Epoch, following: Epoch | None) -> list[Gap]:
+    # What lies between the coverage of one epoch and the next.
+    reason = "deleted" if following is not None and following.trimmed else last.reason or "open"
+    from_us, until_us = last.until_us, following.from_us if following is not None else None
+    heard_us = last.heard_until_us if until_us is None else min(last.heard_until_us, until_us)
+    if heard_us <= from_us:
+        return [Gap(reason, from_us, until_us)]
+    unconfirmed = Gap("unconfirmed", from_us, heard_us)
+    return [unconfirmed] if heard_us == until_us else [unconfirmed, Gap(reason, heard_us, until_us)]
 
 
 def clip(gap: Gap, start_us: int | None, end_us: int | None) -> Gap | None:
@@ -514,12 +523,15 @@ class Reader:
             *told, opened_us, from_us, heard_us, confirmed_us, frames, ended_us, reason, run_is_over = row
             if ended_us is None:
                 reason = "crash" if run_is_over else None
-                until_us = heard_us
             else:
                 reason = reason or "unknown"
-                until_us = min(heard_us, ended_us, confirmed_us if reason in DOUBTFUL else heard_us)
-            until_us = max(until_us, from_us)
-            epochs.append(Epoch(*[*told, opened_us, from_us, until_us, min(confirmed_us, until_us), frames, reason]))
+                heard_us = min(heard_us, ended_us, confirmed_us if reason in DOUBTFUL else heard_us)
+            heard_us = max(heard_us, from_us)
+            confirmed_us = min(confirmed_us, heard_us)
+            until_us = heard_us
+            if told[-1] == "compared":
+                until_us = max(confirmed_us, from_us) if frames else from_us - 1
+            epochs.append(Epoch(*told, opened_us, from_us, until_us, heard_us, confirmed_us, frames, reason))
         return sorted(epochs, key=lambda epoch: (epoch.from_us, epoch.id))
 
     def _book_feed(self, exchange: str, market: str) -> StoredFeed:

@@ -47,7 +47,7 @@ WHERE epoch = ?
 """
 _END_COVERAGE = """
 UPDATE coverage SET reason = ?, heard_until_us = min(heard_until_us, ?),
-                    confirmed_until_us = min(confirmed_until_us, ?), frames = coalesce(?, frames)
+                    confirmed_until_us = min(confirmed_until_us, ?)
 WHERE epoch = ?
 """
 
@@ -222,7 +222,7 @@ class SQLiteStore:
         )
         db.executemany(
             _END_COVERAGE,
-            [(e.reason, e.ended_us, e.ended_us, e.frames, base + e.epoch) for e in ended],
+            [(e.reason, e.ended_us, e.ended_us, base + e.epoch) for e in ended],
         )
         rejected: list[Rejected] = kinds.get(Rejected, [])
         db.executemany(

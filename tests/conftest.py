@@ -9,6 +9,11 @@ from typing import Protocol
 
 import pytest
 
+from tests.postgres import postgres_address as postgres_address  # fixtures: a PostgreSQL server and databases on it
+from tests.postgres import postgres_door as postgres_door
+from tests.postgres import postgres_server as postgres_server
+from tests.postgres import postgres_url as postgres_url
+
 try:
     import hypothesis
 except ImportError:  # the suite also runs from requirements.txt alone; property tests then skip themselves

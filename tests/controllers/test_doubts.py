@@ -703,8 +703,8 @@ def test_a_book_of_changes_is_compared_every_so_often_though_data_flows(stage: B
         yield from flowing(scene, 90)
 
     scene.play(steps())
-    assert scene.seconds == [20, 40, 60, 80]
-    assert scene.probes() == {"agreed": 4}
+    assert scene.seconds == [5, 25, 45, 65, 85], "soon after it opened, then every 20 s"
+    assert scene.probes() == {"agreed": 5}
     assert scene.stored.only.verdict == "compared"
     assert scene.log.of("probe_agreed") == [{"market": "BTC-KRW"}]
 
@@ -718,10 +718,10 @@ def test_it_is_not_where_the_interval_is_nought(stage: Build) -> None:
 
     scene.play(steps())
     assert not scene.rest.asked
-    assert scene.stored.only.verdict == "unverified"
+    assert scene.stored.only.frames == 1, "nothing but its first book is beyond doubt"
 
 
-def test_a_book_of_changes_that_differs_twice_is_started_afresh_and_taken_back(stage: Build) -> None:
+def test_a_book_of_changes_that_differs_twice_is_started_afresh_and_ends_where_it_last_agreed(stage: Build) -> None:
     scene = stage(Changing, probe_interval_s=20)
 
     def steps() -> Steps:
@@ -735,14 +735,53 @@ def test_a_book_of_changes_that_differs_twice_is_started_afresh_and_taken_back(s
     with pytest.raises(BookDiffers):
         scene.play(steps())
     assert scene.stored.reasons == ["probe"]
-    assert scene.probes() == {"agreed": 1, "differed": 2}
+    assert scene.probes() == {"agreed": 2, "differed": 2}
     epoch = scene.stored.only
     assert epoch.ended is not None
-    assert epoch.ended.ended_us == epoch.opened.opened_us + 20_000_000, "where it last agreed"
-    assert epoch.ended.frames == 1 + 20
+    assert epoch.ended.ended_us == epoch.opened.opened_us + 25_000_000, "where it last agreed"
+    assert epoch.frames == 1 + 25
 
 
-def test_a_book_of_changes_that_never_agreed_is_taken_back_to_its_beginning(stage: Build) -> None:
+def test_a_kill_before_a_lost_change_is_found_leaves_nothing_claimed_that_may_be_wrong(stage: Build) -> None:
+    """The mutation that must make this fail: `mark` tells the newest data of a book kept from changes."""
+    scene = stage(Changing, probe_interval_s=20)
+
+    def steps() -> Steps:
+        yield scene.frame({**BOOK, "sequence": 1}, after=0)
+        yield from flowing(scene, 40)
+        epoch = scene.stored.take().only
+        mark = epoch.mark
+        assert mark is not None and epoch.ended is None
+        assert mark.confirmed_until_us == epoch.opened.opened_us + 25_000_000, "the last comparison that agreed"
+        assert mark.frames == 1 + 25
+        assert mark.heard_until_us > mark.confirmed_until_us + 10_000_000
+        assert len(epoch.rows) > 38, "what came since is kept, and claimed by nobody"
+
+    scene.play(steps())
+
+
+def test_what_lies_before_a_comparison_that_agrees_after_one_that_differed_is_not_claimed(stage: Build) -> None:
+    """The mutation that must make this fail: leave the epoch open when a comparison agrees after one differed."""
+    scene = stage(Changing, probe_interval_s=20)
+
+    def steps() -> Steps:
+        yield scene.frame({**BOOK, "sequence": 1}, after=0)
+        for number, arrived in enumerate(flowing(scene, 90), 1):
+            if 24 <= number <= 27:
+                scene.rest.answers.clear()
+                scene.rest.answers.extend([OTHER])
+            yield arrived
+
+    scene.play(steps())
+    assert scene.probes()["differed"] == 1
+    first, second = scene.stored.epochs.values()
+    assert first.ended is not None
+    assert (first.reason, first.ended.ended_us) == ("probe", first.opened.opened_us + 5_000_000)
+    assert second.opened.opened_us > first.opened.opened_us + 25_000_000
+    assert second.mark is not None and second.mark.frames > 20
+
+
+def test_a_book_of_changes_that_never_agreed_counts_for_its_beginning_alone(stage: Build) -> None:
     scene = stage(Changing, probe_interval_s=20)
 
     def steps() -> Steps:
@@ -756,7 +795,7 @@ def test_a_book_of_changes_that_never_agreed_is_taken_back_to_its_beginning(stag
         scene.play(steps())
     epoch = scene.stored.only
     assert epoch.ended is not None
-    assert (epoch.ended.ended_us, epoch.ended.frames) == (epoch.opened.opened_us, 1)
+    assert (epoch.ended.ended_us, epoch.frames) == (epoch.opened.opened_us, 1)
 
 
 def test_complete_books_are_not_compared_while_they_flow(stage: Build) -> None:

@@ -266,7 +266,7 @@ def test_when_no_book_follows_such_a_refusal_the_connection_ends(monkeypatch: py
 # --- books that only look right ---------------------------------------------------------------------------------------
 
 
-def test_a_book_of_changes_that_differs_is_taken_back_to_where_it_last_agreed(
+def test_a_book_of_changes_that_differs_counts_up_to_where_it_last_agreed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     scene = Stage(monkeypatch, Changing, probe_interval_s=20)
@@ -285,10 +285,10 @@ def test_a_book_of_changes_that_differs_is_taken_back_to_where_it_last_agreed(
         scene.play(steps())
     epoch = scene.stored.only
     assert epoch.ended is not None
-    assert epoch.ended.ended_us == epoch.opened.opened_us + 20_000_000
-    assert epoch.ended.frames == 21, "the first book and twenty changes"
-    assert epoch.frames > 40, "of these were told before"
-    assert scene.controller.feeds[MARKET].gap_since_us == 25_000_000
+    assert epoch.ended.ended_us == epoch.opened.opened_us + 25_000_000
+    assert epoch.frames == 26, "the first book and twenty-five changes"
+    assert len(epoch.rows) > 40, "more was written"
+    assert scene.controller.feeds[MARKET].gap_since_us == 30_000_000
 
     store = SQLiteStore(tmp_path / "c.sqlite", collector_id="t", version="t", run_uid="u", started_us=1)
     store.open()
@@ -297,8 +297,8 @@ def test_a_book_of_changes_that_differs_is_taken_back_to_where_it_last_agreed(
     store.release()
     with Reader(store.path) as reader:
         (kept,) = reader.epochs("VENUE", MARKET)
-        assert (kept.until_us, kept.frames) == (epoch.ended.ended_us, 21)
-        assert len(list(reader.books("VENUE", MARKET))) == 21
+        assert (kept.until_us, kept.frames) == (epoch.ended.ended_us, 26)
+        assert len(list(reader.books("VENUE", MARKET))) == 26
         assert isinstance(reader.book_at("VENUE", MARKET, epoch.ended.ended_us + 1), Gap)
 
 

@@ -25,7 +25,8 @@ FAULTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("garbage", {}),
     ("duplicate", {}),
     ("crossed", {}),
-    ("freeze", {"seconds": 1.0}),
+    ("forget", {}),
+    ("swallow", {"exchange": "gopax"}),
     ("slow", {"seconds": 1.0}),
     ("status", {"code": 503, "times": 2}),
     ("corrupt_total", {"exchange": "upbit"}),
@@ -52,9 +53,12 @@ def _has_epochs(child: Child, count: int) -> bool:
     return child.epochs_with_data() >= count
 
 
-def test_twenty_kills_and_faults_leave_every_message_accounted_for(simulator: Simulator, tmp_path: Path) -> None:
+@pytest.mark.parametrize("seed", [1, 2, 3, 7])
+def test_twenty_kills_and_faults_leave_every_message_accounted_for(
+    simulator: Simulator, tmp_path: Path, seed: int
+) -> None:
     """Kill -9 at random moments while the venues misbehave; the last run ends in order."""
-    moments = random.Random(7)
+    moments = random.Random(seed)
     child = Child(tmp_path, options(simulator))
     for kill in range(KILLS):
         before = child.epochs_with_data()

@@ -2,10 +2,12 @@
 
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.faults.child import Daemon
 
 HERE = Path(__file__).parent
 
@@ -26,3 +28,12 @@ def preload(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         return built[name]
 
     return build
+
+
+@pytest.fixture
+def daemons() -> Iterator[list[Daemon]]:
+    """Daemons that are ended whatever becomes of the test."""
+    started: list[Daemon] = []
+    yield started
+    for daemon in started:
+        daemon.close()

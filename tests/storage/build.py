@@ -66,6 +66,7 @@ class Builder:
         ended_us: int | None = None,
         transport: str = "websocket",
         frames: int = 0,
+        verdict: str = "unverified",
     ) -> int:
         """Open an epoch that is heard until `heard_us`; a `reason` ends it there."""
         if not self.current_run:
@@ -76,8 +77,17 @@ class Builder:
         if reason is not None and ended_us is None:
             ended_us = heard_us
         self.db.execute(
-            "INSERT INTO epoch VALUES (?, ?, ?, ?, 15, 'unverified', ?, ?, ?)",
-            (self._epochs, self.current_run, self.feed(exchange, market), transport, opened_us, ended_us, reason),
+            "INSERT INTO epoch VALUES (?, ?, ?, ?, 15, ?, ?, ?, ?)",
+            (
+                self._epochs,
+                self.current_run,
+                self.feed(exchange, market),
+                transport,
+                verdict,
+                opened_us,
+                ended_us,
+                reason,
+            ),
         )
         self.db.execute(
             "INSERT INTO coverage VALUES (?, ?, ?, ?, ?, ?)",

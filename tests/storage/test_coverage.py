@@ -11,7 +11,7 @@ import pytest
 
 from storage import coverage as coverage_module
 from storage.coverage import Interval, coverage
-from storage.reader import Epoch, Reader, UnknownFeed
+from storage.reader import Epoch, Gap, Reader, UnknownFeed
 from tests.storage.build import T0, Builder
 
 pytest.importorskip("hypothesis", reason="property tests need requirements-dev.txt")
@@ -87,6 +87,30 @@ def test_two_transports_are_united(db: Builder) -> None:
         ("DATA", 2 * S),
         ("UNCONFIRMED", 6 * S),
     ]
+
+
+@pytest.mark.parametrize(("reason", "last"), [(None, "crash"), ("disconnect", "disconnect")])
+def test_what_no_comparison_confirmed_is_heard_and_not_claimed(db: Builder, reason: str | None, last: str) -> None:
+    """The mutation that must make this fail: serve an epoch whose verdict is `compared` until it was last heard."""
+    epoch = db.epoch(heard_us=T0 + 9 * S, confirmed_us=T0 + 4 * S, frames=5, verdict="compared", reason=reason)
+    for n in range(1, 10):
+        db.row(epoch, n, (n - 1) * S, bids=[("1", str(n))], asks=[], keyframe=n == 1)
+    nothing = db.epoch(opened_us=T0 + 20 * S, heard_us=T0 + 22 * S, confirmed_us=T0 + 20 * S, verdict="compared")
+    db.row(nothing, 1, 0, bids=[("1", "7")], asks=[], keyframe=True)
+    db.run(started_us=T0 + 60 * S)
+    with Reader(db.path) as reader:
+        (feed,) = coverage(reader, T0, T0 + 30 * S)
+        assert feed.intervals == (
+            Interval("DATA", T0, T0 + 4 * S),
+            Interval("UNCONFIRMED", T0 + 4 * S, T0 + 9 * S),
+            Interval("GAP", T0 + 9 * S, T0 + 20 * S, last),
+            Interval("UNCONFIRMED", T0 + 20 * S, T0 + 22 * S),
+            Interval("GAP", T0 + 22 * S, T0 + 30 * S, "crash"),
+        )
+        assert [book.n for book in reader.books("UPBIT", "BTC-KRW")] == [1, 2, 3, 4, 5]
+        assert reader.book_at("UPBIT", "BTC-KRW", T0 + 5 * S) == Gap("unconfirmed", T0 + 4 * S, T0 + 9 * S)
+        assert reader.book_at("UPBIT", "BTC-KRW", T0 + 20 * S) == Gap("unconfirmed", T0 + 20 * S - 1, T0 + 22 * S)
+        assert reader.book_at("UPBIT", "BTC-KRW", T0 + 25 * S) == Gap("crash", T0 + 22 * S, None)
 
 
 def test_feeds_are_chosen_by_name(db: Builder) -> None:
