@@ -164,9 +164,8 @@ class Door:
     def cut(self) -> None:
         """Cut the connections there are; new ones get through."""
         with self._lock:
-            pairs, self._pairs = self._pairs, set()
-        for pair in pairs:
-            _cut(*pair)
+            for pair in self._pairs:
+                _cut(*pair)
 
     def jam(self) -> None:
         """Accept connections, and move nothing."""
@@ -178,15 +177,24 @@ class Door:
                 client, _ = listener.accept()
             except OSError:
                 return
+            threading.Thread(target=self._lead, args=(client,), name="door", daemon=True).start()
+
+    def _lead(self, client: socket.socket) -> None:
+        with client:
             try:
                 server = socket.create_connection(self._target)
             except OSError:
-                client.close()
-                continue
-            with self._lock:
-                self._pairs.add((client, server))
-            for one, other, asks in ((client, server, True), (server, client, False)):
-                threading.Thread(target=self._carry, args=(one, other, asks), name="door", daemon=True).start()
+                return
+            with server:
+                pair = client, server
+                with self._lock:
+                    self._pairs.add(pair)
+                back = threading.Thread(target=self._carry, args=(server, client, False), name="door", daemon=True)
+                back.start()
+                self._carry(client, server, True)
+                back.join()
+                with self._lock:
+                    self._pairs.discard(pair)
 
     def _carry(self, one: socket.socket, other: socket.socket, asks: bool) -> None:
         try:
