@@ -1,0 +1,279 @@
+"""The files of the spool: what stands in its directory, the segment being written, how one is read.
+
+Whatever goes wrong here is an `OSError` for the caller to translate.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from collector.errors import NotOurs
+from storage.spool_format import (
+    READ_AHEAD,
+    SEGMENT_PREFIX_BYTES,
+    Damaged,
+    Head,
+    Header,
+    Tally,
+    decode_header,
+    encode_frame,
+    encode_header,
+    header_bytes,
+)
+
+LOCK = "lock"
+SEGMENT = ".spool"
+DROPPED = ".dropped"  # the header of a segment that was deleted to make room
+DAMAGED = ".damaged"  # a segment with a damaged place, kept for a person to look at
+
+_NAME = re.compile(r"(\d{10})(\.spool|\.dropped|\.damaged)")
+_LOST = {errno.EIO, errno.ENOENT, errno.ENODATA, errno.EBADMSG, getattr(errno, "EUCLEAN", errno.EIO)}
+
+
+@dataclass
+class Segment:
+    """A segment as the spool knows it; `header` is None where it can't be read.
+
+    `size` is where its good frames end, the segment being written included. Of a dropped one, which has only its
+    header left, `batches` and `gone` tell what went with it.
+    """
+
+    number: int
+    path: Path
+    size: int
+    header: Header | None = None
+    start: int = 0
+    dropped: bool = False
+    batches: int = 0
+    gone: Tally = field(default_factory=dict)
+    damaged: bool = False
+
+
+@dataclass
+class Count:
+    """How far the spool was written or read: the next frame's sequence number, and the totals of all before it."""
+
+    sequence: int
+    totals: Tally
+
+
+def next_known(segments: list[Segment], number: int, written: Count) -> Count:
+    """Return where the count stands behind segment `number`, as far as any header tells."""
+    for segment in segments:
+        if segment.number > number and segment.header is not None:
+            return Count(segment.header.first, segment.header.totals)
+    return written
+
+
+class Found(NamedTuple):
+    """What stands in a spool's directory: segments and tombstones by number, and the damaged ones kept aside."""
+
+    segments: list[Segment]
+    damaged: list[Path]
+
+
+def look(directory: Path) -> Found:
+    """Read the headers of all segments; raises `NotOurs` for one of a newer version."""
+    segments: list[Segment] = []
+    damaged: list[Path] = []
+    for entry in sorted(os.scandir(directory), key=lambda entry: entry.name):
+        name = _NAME.fullmatch(entry.name)
+        if name is None or not entry.is_file(follow_symlinks=False):
+            continue
+        path = Path(entry.path)
+        if name[2] == DAMAGED:
+            damaged.append(path)
+            continue
+        with contextlib.suppress(FileNotFoundError):  # it was drained while we looked
+            segments.append(_segment(path, int(name[1]), dropped=name[2] == DROPPED))
+    return Found(segments, damaged)
+
+
+def _segment(path: Path, number: int, *, dropped: bool) -> Segment:
+    with path.open("rb", buffering=0) as file:
+        segment = Segment(number, path, os.fstat(file.fileno()).st_size)
+        try:
+            data = os.pread(file.fileno(), READ_AHEAD, 0)
+            length = header_bytes(data)
+            if length is not None and length > len(data):
+                data = os.pread(file.fileno(), length, 0)
+            header, start = decode_header(data)
+        except Damaged:
+            return segment
+        except NotOurs as error:
+            raise NotOurs(f"{path} {error}") from None
+        except OSError as error:
+            if not is_lost(error):
+                raise
+            return segment
+    if header.segment == number:  # else it is another segment under this one's name
+        segment.header, segment.start, segment.dropped = header, start, dropped
+    return segment
+
+
+def is_torn_at_birth(path: Path) -> bool:
+    """Say whether a file ends within its own header: nothing that counts was ever in it."""
+    with path.open("rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        length = header_bytes(os.pread(file.fileno(), SEGMENT_PREFIX_BYTES, 0))
+    return size < SEGMENT_PREFIX_BYTES or (length is not None and size < length)
+
+
+def is_lost(error: OSError) -> bool:
+    """Say whether what could not be read is gone for good; anything else may be better the next time."""
+    return error.errno in _LOST
+
+
+def sync_directory(directory: Path) -> None:
+    """Make names that were made, changed or deleted in a directory survive a power cut."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def take_lock(directory: Path) -> int:
+    """Return the descriptor that holds the directory's lock; raises `BlockingIOError` where another has it."""
+    fd = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+class Source:
+    """Reads a segment's file with a read-ahead of `READ_AHEAD` bytes."""
+
+    def __init__(self, path: Path) -> None:
+        self._fd = os.open(path, os.O_RDONLY)
+        self._buffer, self._at = b"", 0
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Return `size` bytes from `offset` on, fewer at the end of the file."""
+        skip = offset - self._at
+        if skip < 0 or skip + size > len(self._buffer):
+            if size > READ_AHEAD:
+                return os.pread(self._fd, size, offset)
+            self._buffer, self._at, skip = os.pread(self._fd, READ_AHEAD, offset), offset, 0
+        return self._buffer[skip : skip + size]
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._fd)
+
+
+class Pending(NamedTuple):
+    """A frame that was handed over and is not known to be on the disk."""
+
+    head: Head
+    body: bytes
+    totals: Tally  # of everything before it
+
+
+class Tail:
+    """The segment being written.
+
+    `unsynced` are the frames since the last fsync; they stay in memory, since after a failed fsync nobody knows what
+    of the file reached the disk. `trusted` is False from then on: nothing more is written to this file.
+    """
+
+    def __init__(self, segment: Segment, header: Header, fd: int, *, known: bool) -> None:
+        self.segment, self.header = segment, header
+        self.unsynced: list[Pending] = []
+        self.trusted = True
+        self._fd = fd
+        self._known = known  # the directory's entry is on the disk
+        self._synced = segment.size
+
+    @classmethod
+    def create(cls, directory: Path, header: Header) -> "Tail":
+        """Begin a segment; nothing of it stays where that fails."""
+        data = encode_header(header)
+        path = directory / f"{header.segment:010d}{SEGMENT}"
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            _write(fd, data, 0)
+        except BaseException:
+            os.close(fd)
+            with contextlib.suppress(OSError):  # what is left has no frames, and readers know it
+                path.unlink()
+            raise
+        return cls(Segment(header.segment, path, len(data), header, len(data)), header, fd, known=False)
+
+    @classmethod
+    def reopen(cls, segment: Segment, header: Header) -> "Tail":
+        """Go on with a segment that an earlier process wrote."""
+        return cls(segment, header, os.open(segment.path, os.O_WRONLY), known=True)
+
+    @property
+    def empty(self) -> bool:
+        """Whether no frame is in it."""
+        return self.segment.size == self.segment.start
+
+    def write(self, frame: Pending) -> None:
+        """Put a frame at the end; where that fails the file ends as before, or is not trusted any more."""
+        data = encode_frame(frame.head, frame.body, self.header.salt)
+        end = self.segment.size
+        try:
+            _write(self._fd, data, end)
+        except BaseException:
+            self._truncate(end)
+            raise
+        self.segment.size = end + len(data)
+        self.unsynced.append(frame)
+
+    def sync(self) -> None:
+        """Return when everything written is on the disk."""
+        try:
+            os.fsync(self._fd)
+            if not self._known:
+                sync_directory(self.segment.path.parent)
+        except BaseException:
+            self.trusted = False
+            raise
+        self._known = True
+        self.passed()
+
+    def passed(self) -> None:
+        """Take what is written as good."""
+        self._synced = self.segment.size
+        self.unsynced.clear()
+
+    def withdraw(self, size: int) -> None:
+        """Take back the newest frame; the segment ended at `size` before it."""
+        if self.segment.size > size:
+            self.segment.size = size
+            self.unsynced.pop()
+            self._truncate(size)
+
+    def cut_unsynced(self) -> None:
+        """Take back everything since the last fsync, which stands in another segment now."""
+        self.segment.size = self._synced
+        self.unsynced.clear()
+        self._truncate(self._synced)
+
+    def _truncate(self, size: int) -> None:
+        # What stays behind where this fails has sequence numbers that the next segment begins with: readers skip it.
+        try:
+            os.ftruncate(self._fd, size)
+        except OSError:
+            self.trusted = False
+
+    def close(self) -> None:
+        """Close the file, as it is."""
+        os.close(self._fd)
+
+
+def _write(fd: int, data: bytes, offset: int) -> None:
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(fd, view, offset)
+        view, offset = view[written:], offset + written
