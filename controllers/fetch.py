@@ -23,7 +23,10 @@ class Answer(NamedTuple):
 
 
 def fetch(session: requests.Session, url: str, clock: Clock) -> Answer:
-    """Get *url*. Raises `ConnectionLost` where no whole answer of a sane size comes in time."""
+    """Get *url*. Raises `ConnectionLost` where no whole answer of a sane size comes in time.
+
+    An answer that does not say how long it is may be one that was cut off, even among its headers.
+    """
     try:
         with session.get(url, timeout=TIMEOUT_S, stream=True) as response:
             until_us = clock.monotonic_us() + int(TIMEOUT_S * 1e6)
@@ -34,6 +37,8 @@ def fetch(session: requests.Session, url: str, clock: Clock) -> Answer:
                     raise ConnectionLost(f"the answer is larger than {BODY_BYTES_MAX} bytes")
                 if clock.monotonic_us() > until_us:
                     raise ConnectionLost(f"the answer was not whole after {TIMEOUT_S:g} s")
+            if "content-length" not in response.headers and "transfer-encoding" not in response.headers:
+                raise ConnectionLost("the answer does not say where it ends")
             return Answer(response.status_code, response.headers, bytes(body))
     except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
         raise ConnectionLost(f"{type(error).__name__}: {error}") from None

@@ -295,5 +295,6 @@ class FakeRest:
         if isinstance(body, int):
             status, body = body, b""
         body = body if isinstance(body, bytes) else json.dumps(body).encode()
+        headers = {"Content-Length": str(len(body)), **headers}
         raw = urllib3.HTTPResponse(io.BytesIO(body), headers, status, preload_content=False)
         return adapter.build_response(request, raw)
