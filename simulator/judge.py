@@ -184,18 +184,10 @@ def _replay(
             continue
         if message["what"] == "garbage":
             return found, f"garbage (message {message['i']}) lies inside its coverage"
-        before = (dict(book[0]), dict(book[1]))
-        steps = 0
-        for state in _steps(book, message, first=index == start):
-            if state == before and not (index == start and not steps):
-                continue
-            if rows == len(stored):
-                return found, f"message {message['i']} is covered and has no row"
-            if stored[rows] != state:
-                return found, f"row {rows + 1} is not the book of message {message['i']}"
-            before = (dict(state[0]), dict(state[1]))
-            rows += 1
-            steps += 1
+        steps, problem = _follow(book, message, stored, rows, first=index == start)
+        if problem:
+            return found, problem
+        rows += steps
         found.append((index, not steps))
     if len(found) < epoch.frames:
         return found, f"it accounts for {epoch.frames} messages, {len(found)} were sent"
@@ -209,23 +201,47 @@ def _from_changes(subscription: _Subscription) -> bool:
     return any(message["what"] == "change" for message in subscription.messages)
 
 
-def _steps(book: Book, message: dict[str, Any], *, first: bool) -> list[Book]:
-    # Each entry of a change may be a row of its own; a complete book is one step.
+def _follow(book: Book, message: dict[str, Any], stored: list[Book], rows: int, *, first: bool) -> tuple[int, str]:
+    """Apply a message to the book; return how many of the stored states from `rows` on are its, or what is wrong."""
     if message["what"] == "book":
         new = _message_book(message)
+        same = new == book and not first
         for side, other in zip(book, new, strict=True):
             side.clear()
             side.update(other)
-        return [(dict(book[0]), dict(book[1]))]
-    states: list[Book] = []
-    for side, name in ((book[1], "asks"), (book[0], "bids")):
-        for price, size in message[name]:
-            if Decimal(size):
-                side[Decimal(price)] = Decimal(size)
-            else:
-                side.pop(Decimal(price), None)
-            states.append((dict(book[0]), dict(book[1])))
-    return states
+        if same:
+            return 0, ""
+        if rows == len(stored):
+            return 0, f"message {message['i']} is covered and has no row"
+        return (1, "") if stored[rows] == new else (0, f"row {rows + 1} is not the book of message {message['i']}")
+    # Each entry of a change may be a row of its own. The ledger does not say in which order of the two sides the venue
+    # wants them applied, so each row must be the book after one of those that are left.
+    left = [(side, Decimal(price), Decimal(size)) for side in (0, 1) for price, size in message[("bids", "asks")[side]]]
+    steps = 0
+    while left := [entry for entry in left if _changes(book, *entry)]:
+        if rows + steps == len(stored):
+            return steps, f"message {message['i']} is covered and has no row"
+        for entry in left:
+            after = (dict(book[0]), dict(book[1]))
+            _change(after, *entry)
+            if stored[rows + steps] == after:
+                break
+        else:
+            return steps, f"row {rows + steps + 1} is not the book of message {message['i']}"
+        _change(book, *entry)
+        steps += 1
+    return steps, ""
+
+
+def _changes(book: Book, side: int, price: Decimal, size: Decimal) -> bool:
+    return book[side].get(price, Decimal(0)) != size
+
+
+def _change(book: Book, side: int, price: Decimal, size: Decimal) -> None:
+    if size:
+        book[side][price] = size
+    else:
+        book[side].pop(price, None)
 
 
 def _same_stamp(message: dict[str, Any], row: Row) -> bool:
