@@ -28,8 +28,9 @@ import orjson
 import collector
 from collector.errors import ConfigError, StorageCorrupt, StorageError
 from collector.times import parse_time, show_duration
-from storage.reader import BookAt, Epoch, Gap, Reader, Segment
+from storage.reader import BookAt, Reader
 from storage.rebuild import Level, Levels
+from storage.timeline import Epoch, Gap, Segment
 
 Format = Literal["json", "ndjson", "csv"]
 Mode = Literal["books", "levels"]
@@ -108,18 +109,19 @@ class Receipt(msgspec.Struct, frozen=True):
 class DataConverter:
     """Takes order books of one exchange out of a database, which may be in use meanwhile; each call opens it anew.
 
+    `database` is a file of SQLite or an address of PostgreSQL (`postgresql://...`).
     Times are integer microseconds UTC, `datetime`, or text (`collector.times.parse_time`); a range holds its start
     and not its end. Raises what `Reader` raises, and `ConfigError` for a time or format that is none.
     """
 
-    def __init__(self, path: Path | str) -> None:
-        self.path = Path(path)
+    def __init__(self, database: Path | str) -> None:
+        self.database = database
 
     def books(
         self, exchange: str, market: str | None = None, start: Moment | None = None, end: Moment | None = None
     ) -> Iterator[BookAt]:
         """Yield the complete book at every update."""
-        with Reader(self.path) as reader:
+        with Reader(self.database) as reader:
             yield from reader.books(exchange, market, moment_us(start), moment_us(end))
 
     def to_list(
@@ -152,7 +154,7 @@ class DataConverter:
         start_us, end_us = moment_us(start), moment_us(end)
         form = _form(format, mode, numbers)
         with ExitStack() as stack:
-            reader = stack.enter_context(Reader(self.path))
+            reader = stack.enter_context(Reader(self.database))
             feeds = [(feed, reader.timeline(feed)) for feed in reader.book_feeds(exchange, market)]
             output = stack.enter_context(_Output(str(out), overwrite=overwrite))
             total = sum(reader.rows_about(parts, start_us, end_us) for _, parts in feeds) if progress else 0
@@ -194,7 +196,7 @@ class DataConverter:
                     "mode": form.mode,
                     "numbers": numbers,
                 },
-                self.path.name,
+                reader.name,
                 f"exchange-collector {collector.__version__}",
             )
             output.publish(receipt)

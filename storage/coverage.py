@@ -11,7 +11,8 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from collector.times import show_duration
-from storage.reader import Epoch, Gap, Reader, clip, timeline
+from storage.reader import Reader
+from storage.timeline import Epoch, Gap, clip, timeline
 
 State = Literal["DATA", "QUIET", "UNCONFIRMED", "GAP"]
 QUIET_AFTER_US = 1_000_000

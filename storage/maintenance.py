@@ -9,15 +9,16 @@ import fcntl
 import os
 import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 from collector.clock import Clock
 from collector.errors import NotOurs, StorageCorrupt, StorageError, StorageFull
 from collector.log import Log
-from collector.records import KEYFRAME, ORDERBOOK
-from storage.reader import N_MAX, Reader, last_key, translate
+from collector.records import KEYFRAME, ORDERBOOK, ROWS_MAX
 from storage.sqlite import APPLICATION_ID
+from storage.sqlite_source import SQLiteSource, last_key, translate
 
 DAY_US = 86_400_000_000
 ROUND_EVERY_US = 3_600_000_000
@@ -154,7 +155,7 @@ def _delete_of_epoch(store: Store, epoch: _OldEpoch, before_us: int) -> Iterator
 
 def _first_kept(db: sqlite3.Connection, epoch_id: int, before_at_us: int) -> tuple[int, int] | None:
     # Key and time of the keyframe that what is kept begins with; None where all of it is.
-    last_id = epoch_id << 24 | N_MAX
+    last_id = epoch_id << 24 | ROWS_MAX
     newest_old = last_key(db, epoch_id, before_at_us - 1)
     if newest_old is None:
         return None
@@ -273,16 +274,16 @@ def backup(path: Path | str, out: Path | str, progress: Callable[[float], None] 
 
     The copy is the state of one moment, whatever is written meanwhile, in one file that stands alone. `progress` is
     called with the fraction done. Raises `StorageError` where the name is taken or can't be written, `StorageFull`
-    where the disk is full, `StorageCorrupt` where the copy is damaged (then so is the database), and what `Reader`
-    raises.
+    where the disk is full, `StorageCorrupt` where the copy is damaged (then so is the database), and what
+    `SQLiteSource` raises.
     """
     path, out = Path(path), Path(out)
     part = out.with_name(out.name + ".part")
-    with Reader(path) as reader:  # says clearly what is wrong with the source
+    with closing(SQLiteSource(path)) as source:  # says clearly what is wrong with it
         _refuse(out)
         lock = _own(part)
         try:
-            _copy(reader, part, progress)
+            _copy(source, part, progress)
             _refuse(out)
             os.fsync(lock)
             os.replace(part, out)
@@ -299,29 +300,29 @@ def backup(path: Path | str, out: Path | str, progress: Callable[[float], None] 
         progress(1.0)
 
 
-def _copy(reader: Reader, part: Path, progress: Callable[[float], None] | None) -> None:
+def _copy(source: SQLiteSource, part: Path, progress: Callable[[float], None] | None) -> None:
     def pages_done(_: int, remaining: int, total: int) -> None:
         if progress is not None:
             progress(0.8 * (total - remaining) / max(total, 1))
 
-    source = reader.connection
+    db = source.connection
     copy = sqlite3.connect(part, isolation_level=None)
     try:
         # A read transaction around it: without, every commit of the collector would make the copy start again.
-        source.execute("BEGIN")
+        db.execute("BEGIN")
         try:
-            expected = _ledger(source)
-            source.backup(copy, pages=STEP_PAGES, progress=pages_done)
+            expected = _ledger(db)
+            db.backup(copy, pages=STEP_PAGES, progress=pages_done)
         finally:
-            source.execute("ROLLBACK")
+            db.execute("ROLLBACK")
         copy.execute("PRAGMA journal_mode = DELETE").fetchall()  # one file, readable where nothing can be written
         (verdict,) = copy.execute("PRAGMA integrity_check(1)").fetchone()
         if verdict != "ok":
-            raise StorageCorrupt(f"the copy of {reader.path} is damaged ({verdict}); no backup was made")
+            raise StorageCorrupt(f"the copy of {source.path} is damaged ({verdict}); no backup was made")
         if copy.execute("PRAGMA application_id").fetchone() != (APPLICATION_ID,):
-            raise NotOurs(f"the copy of {reader.path} is no database of the collector; no backup was made")
+            raise NotOurs(f"the copy of {source.path} is no database of the collector; no backup was made")
         if _ledger(copy) != expected:
-            raise StorageCorrupt(f"the copy of {reader.path} does not hold the same rows; no backup was made")
+            raise StorageCorrupt(f"the copy of {source.path} does not hold the same rows; no backup was made")
     finally:
         copy.close()
 

@@ -2,6 +2,7 @@
 
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from decimal import Decimal
 from pathlib import Path
 from typing import NamedTuple
@@ -10,9 +11,10 @@ import pytest
 
 from collector.errors import NotOurs, StorageCorrupt, StorageError
 from collector.records import CHECKSUM_MISMATCH, CROSSED, KEYFRAME, SAMPLED
-from storage import reader as reader_module
+from storage import sqlite_source
 from storage.reader import BookAt, Gap, Reader, UnknownFeed, timeline
 from storage.sqlite import SCHEMA_VERSION
+from storage.sqlite_source import SQLiteSource
 from tests.storage.build import T0, Builder
 
 pytest.importorskip("hypothesis", reason="property tests need requirements-dev.txt")
@@ -90,8 +92,8 @@ def test_damaged_file_says_so(db: Builder) -> None:
 
 
 def test_reader_can_not_write(db: Builder) -> None:
-    with Reader(db.path) as reader, pytest.raises(sqlite3.OperationalError, match="readonly"):
-        reader.connection.execute("DELETE FROM book")
+    with closing(SQLiteSource(db.path)) as source, pytest.raises(sqlite3.OperationalError, match="readonly"):
+        source.connection.execute("DELETE FROM book")
 
 
 # --- feeds -----------------------------------------------------------------------------------------------------------
@@ -171,7 +173,7 @@ def test_range_holds_its_start_and_not_its_end(db: Builder) -> None:
 
 
 def test_pages_join_without_seam(db: Builder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader_module, "PAGE_ROWS", 250)
+    monkeypatch.setattr(sqlite_source, "PAGE_ROWS", 250)
     epoch = db.epoch(heard_us=T0 + 10_000)
     db.row(epoch, 1, 0, bids=BIDS, asks=ASKS, keyframe=True)
     for n in range(2, 1001):
@@ -233,7 +235,7 @@ def test_gaps_speak() -> None:
 
 
 def test_times_of_rows_reach_one_beyond_the_range(db: Builder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader_module, "TIMES", 2)
+    monkeypatch.setattr(sqlite_source, "TIMES", 2)
     three_rows(db)
     with Reader(db.path) as reader:
         (epoch,) = reader.epochs("upbit", "BTC-KRW")

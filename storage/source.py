@@ -1,0 +1,48 @@
+"""What a reader needs of a database, whichever it is: plain questions, each a read of its own that lasts milliseconds.
+
+So hours of reading neither keep SQLite's write-ahead log from being emptied nor PostgreSQL's dead rows from being
+cleared away. Rows are named by their number in an epoch, times counted from `Epoch.opened_us`; in an epoch times rise
+with the numbers.
+"""
+
+from typing import Protocol
+
+from storage.timeline import Epoch, StoredFeed
+
+PAGE_ROWS = 5_000
+PAGE_BYTES = 4 << 20
+TIMES = 20_000
+
+# n, at_us, lag_us (None where the exchange sends no time), sequence, flags, bids, asks
+Row = tuple[int, int, int | None, int | None, int, str | None, str | None]
+
+
+class Source(Protocol):
+    """A database that is open for reading, for one thread at a time. Every method raises `StorageError`."""
+
+    shown: str  # what messages call it
+    name: str  # what a receipt calls it, which does not say where it is
+
+    def feeds(self) -> list[StoredFeed]:
+        """Return every feed, in order of exchange, market and channel."""
+
+    def epochs(self, feed: int) -> list[Epoch]:
+        """Return what the ledger says of a feed, in any order."""
+
+    def rows(self, epoch: Epoch, first: int) -> list[Row]:
+        """Return a page of rows in order, from number `first` on; empty only where none is left."""
+
+    def times(self, epoch: Epoch, first: int) -> list[tuple[int, int]]:
+        """Return number and time of up to `TIMES` rows in order, from number `first` on."""
+
+    def last(self, epoch: Epoch, at_us: int) -> int | None:
+        """Return the number of the newest row received at `at_us` or before."""
+
+    def keyframe(self, epoch: Epoch, at_us: int) -> int | None:
+        """Return the number of the newest keyframe received at `at_us` or before."""
+
+    def keyframe_after(self, epoch: Epoch, at_us: int) -> int | None:
+        """Return the time of the first keyframe received after `at_us`."""
+
+    def close(self) -> None:
+        """Close it."""
