@@ -15,13 +15,12 @@ from typing import Protocol, TypeVar
 
 from collector.clock import Clock
 from collector.errors import NotOurs, StorageCorrupt, StorageError, StorageFull
-from collector.log import Log
 from collector.records import KEYFRAME, ORDERBOOK, ROWS_MAX
+from storage.rounds import Rounds
 from storage.sqlite import APPLICATION_ID
 from storage.sqlite_source import SQLiteSource, last_key, translate
 
 DAY_US = 86_400_000_000
-ROUND_EVERY_US = 3_600_000_000
 STEP_ROWS = 5_000
 STEP_PAGES = 1_000
 LEDGER = ("exchange", "market", "feed", "run", "epoch", "coverage")
@@ -48,7 +47,7 @@ class Store(Protocol):
         """Run work in a transaction of its own; raises `StorageError` where nothing of it happened."""
 
 
-class Housekeeping:
+class Housekeeping(Rounds):
     """Deletes what is too old or too much, once an hour, a small piece at each `step`. For the writer's thread.
 
     `retention_days` are whole UTC days before today that are kept, 0 for all. Of frames nobody could read (`rejected`)
@@ -66,35 +65,11 @@ class Housekeeping:
         event_days: int = 30,
         event_bytes: int = 1 << 30,
     ) -> None:
-        self._store, self._clock = store, clock
+        super().__init__(clock)
+        self._store = store
         self._retention_days = retention_days
         self._rejected = rejected_days, rejected_bytes
         self._event = event_days, event_bytes
-        self._round: Iterator[int] | None = None
-        self._due_us = clock.monotonic_us()
-        self._deleted = 0
-
-    def step(self, log: Log) -> bool:
-        """Do one small transaction, if it is time; return whether more is waiting to be done.
-
-        A store that refuses is logged, and the round is tried again in an hour.
-        """
-        if self._round is None:
-            if self._clock.monotonic_us() < self._due_us:
-                return False
-            self._due_us = self._clock.monotonic_us() + ROUND_EVERY_US
-            self._round = self._work()
-            self._deleted = 0
-        try:
-            self._deleted += next(self._round)
-            return True
-        except StopIteration:
-            if self._deleted:
-                log.info("retention", rows=self._deleted)
-        except StorageError as error:
-            log.warning("housekeeping_failed", error=error)
-        self._round = None
-        return False
 
     def _work(self) -> Iterator[int]:
         now_us = self._clock.wall_us()

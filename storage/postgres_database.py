@@ -26,7 +26,6 @@ _MIGRATION_S = 600.0
 # First half of the advisory locks that collectors of one database share; the second half is the schema's name.
 LOCK_SCHEMA = 0x434F4C4C  # "COLL"
 LOCK_PARTITIONS = LOCK_SCHEMA + 1
-LOCK_HOUSEKEEPING = LOCK_SCHEMA + 2
 
 # What the address does not say itself.
 _DEFAULTS: dict[str, Any] = {
@@ -226,11 +225,6 @@ def migrate_schema(db: Session, address: Address) -> None:
 def lock(db: Session, which: int) -> None:
     """Keep other collectors of this schema from doing the same until the transaction ends."""
     db.execute("SELECT pg_advisory_xact_lock(%s, hashtext(current_schema()))", (which,))
-
-
-def try_lock(db: Session, which: int) -> bool:
-    """Do what `lock` does if nobody else is at it; tell whether that was so."""
-    return bool(_one(db, "SELECT pg_try_advisory_xact_lock(%s, hashtext(current_schema()))", (which,))[0])
 
 
 def _one(db: Session, sql: str, values: tuple[object, ...] = ()) -> Any:

@@ -15,7 +15,6 @@ from storage import maintenance
 from storage.coverage import coverage
 from storage.maintenance import (
     DAY_US,
-    ROUND_EVERY_US,
     Housekeeping,
     backup,
     delete_days_before,
@@ -24,6 +23,7 @@ from storage.maintenance import (
     trim_rejected,
 )
 from storage.reader import BookAt, Gap, Reader
+from storage.rounds import ROUND_EVERY_US
 from storage.sqlite import SQLiteStore
 from tests.storage.build import T0, Builder
 
