@@ -8,7 +8,7 @@ never while waiting.
 
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import count
 
 from collector.records import Delivery
@@ -28,6 +28,8 @@ class Intake:
         self._held_records = 0
         self._held_frames: dict[str, int] = {}
         self.epochs: Iterator[int] = count(1)
+        self.renewals = 0  # how often records were lost after they had been taken, and why the last time
+        self.renewed_for = ""
 
     def put(self, delivery: Delivery, *, force: bool = False) -> bool:
         """Hand a delivery over; False means it was refused because the intake is full, and nothing of it was kept."""
@@ -51,6 +53,11 @@ class Intake:
         self._ready.wait(timeout_s)
         self._ready.clear()
 
+    def renew(self, reason: str) -> None:
+        """Say that records were lost after they had been taken: every feed must open a new epoch to be of use."""
+        self.renewed_for = reason
+        self.renewals += 1
+
     def wake(self) -> None:
         """End a `wait` now."""
         self._ready.set()
@@ -69,7 +76,7 @@ class Intake:
                 self._ready.set()
         return taken
 
-    def done(self, deliveries: list[Delivery]) -> None:
+    def done(self, deliveries: Iterable[Delivery]) -> None:
         """Free the room of deliveries that are stored (or lost for good)."""
         with self._lock:
             for delivery in deliveries:

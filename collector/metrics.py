@@ -14,7 +14,7 @@ from prometheus_client.process_collector import ProcessCollector
 
 from collector.records import REASONS, Feed
 
-# Whatever is received ends in exactly one of the others, or is still in the intake.
+# Whatever is received ends in exactly one of the others, or is still in the intake or in the spool.
 OUTCOMES = ("received", "stored", "duplicate", "ignored", "rejected", "dropped")
 
 _COMMIT_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -77,6 +77,15 @@ class Metrics:
         self.receive_to_commit = histogram(
             "receive_to_commit_seconds", "Longest wait from receipt to commit in one batch", _TO_COMMIT_S, exchange
         )
+        self.records_known = counter("records_known_total", "Records written again that the store had already")
+        self.spool_batches = gauge("spool_batches", "Batches on disk that wait for the store")
+        self.spool_bytes = gauge("spool_bytes", "Disk space that they take")
+        self.spool_bytes_limit = gauge("spool_bytes_limit", "Disk space that they may take")
+        self.spool_age = gauge("spool_age_seconds", "How long the oldest of them has been waiting")
+        self.spool_frames = gauge("spool_frames", "Frames received by this run that wait in the spool", exchange)
+        self.spool_recovered = counter(
+            "spool_recovered_frames_total", "Frames stored out of the spool that an earlier run had received", exchange
+        )
         self.database_bytes = gauge("database_bytes", "Size of the database file")
         self.wal_bytes = gauge("wal_bytes", "Size of the write-ahead log beside it")
 
@@ -97,6 +106,8 @@ class Metrics:
         """
         exchange = feed.exchange
         self.connected.labels(exchange)
+        self.spool_frames.labels(exchange)
+        self.spool_recovered.labels(exchange)
         for outcome in OUTCOMES:
             self.frames.labels(exchange, outcome)
             self.records.labels(*feed, outcome)
@@ -150,6 +161,15 @@ class Metrics:
         self.intake_records.set_function(records)
         self.intake_bytes.set_function(size)
         self.intake_bytes_limit.set(limit)
+
+    def watch_spool(
+        self, *, batches: Callable[[], int], size: Callable[[], int], age_s: Callable[[], float], limit: int
+    ) -> None:
+        """Read the spool's fill whenever `/metrics` is read; *size* and *limit* are in bytes."""
+        self.spool_batches.set_function(batches)
+        self.spool_bytes.set_function(size)
+        self.spool_age.set_function(age_s)
+        self.spool_bytes_limit.set(limit)
 
     def show_log_lines_dropped(self, total: int) -> None:
         """Show how many log lines could not be written since the start."""

@@ -28,6 +28,7 @@ REASONS = (
     "crash",
     "clock",
     "no_space",
+    "damaged",
     "superseded",
 )
 

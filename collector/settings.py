@@ -173,8 +173,8 @@ class Exchange(Section):
         30,
         ge=0,
         le=86_400,
-        description="Seconds between comparisons of a book kept from changes with a complete one over REST. Such a book "
-        "counts as recorded up to the last one that agreed; 0: only its first message does.",
+        description="Seconds between comparisons of a book kept from changes with a complete one over REST. "
+        "Such a book counts as recorded up to the last one that agreed; 0: only its first message does.",
     )
     stale_s: float | None = Field(
         None,

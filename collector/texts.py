@@ -59,6 +59,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "epoch_crash": ("구간 종료: 비정상 종료", "epoch ended: crashed"),
     "epoch_clock": ("구간 종료: 시계 변경", "epoch ended: the clock was set"),
     "epoch_no_space": ("구간 종료: 공간 부족", "epoch ended: no space"),
+    "epoch_damaged": ("구간 종료: 임시 보관 파일 손상", "epoch ended: the spool was damaged"),
     "epoch_superseded": ("구간 종료: 새 연결로 교체", "epoch ended: superseded by a new connection"),
     # the daemon
     "daemon_start": ("수집기 시작", "collector started"),
@@ -94,6 +95,25 @@ TEXTS: dict[str, tuple[str, str]] = {
     "store_in_use": ("다른 수집기가 사용 중인 저장소", "the store is in use by another collector"),
     "writer_failed": ("저장 실패, 보관 후 재시도: {error}", "writing failed, kept for another try: {error}"),
     "writer_recovered": ("저장 복구", "writing works again"),
+    "spool_started": (
+        "저장소를 쓸 수 없어 디스크에 임시 보관: {error}",
+        "the store can't be written, records are kept in the spool: {error}",
+    ),
+    "spool_left": (
+        "이전 실행이 남긴 임시 보관분을 저장소로 옮김",
+        "bringing to the store what an earlier run left in the spool",
+    ),
+    "spool_drained": ("임시 보관분을 모두 저장", "everything kept in the spool is stored"),
+    "spool_failed": ("임시 보관 실패, 메모리에 보관: {error}", "the spool can't be written, kept in memory: {error}"),
+    "spool_dropped": (
+        "임시 보관 공간이 가득 차 가장 오래된 데이터를 버림",
+        "the spool is full, its oldest records are dropped",
+    ),
+    "spool_cut": ("임시 보관 파일의 끊긴 끝을 잘라 냄", "a torn end of the spool was cut off"),
+    "spool_damaged": (
+        "임시 보관 파일 손상, 읽을 수 없는 부분을 건너뜀",
+        "the spool is damaged, what can't be read is left out",
+    ),
     "writer_died": ("저장 스레드 비정상 종료", "the writer died"),
     "writer_abandoned": ("멈추지 않는 저장 스레드를 포기", "the writer does not stop and is abandoned"),
     "retention": ("보관 기간이 지난 데이터 삭제", "data beyond its retention deleted"),

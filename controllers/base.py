@@ -107,6 +107,7 @@ class Controller(Worker):
         self._told: dict[int, int] = {}  # until when each of them was heard, as far as the intake knows
         self._owners: dict[int, HeardFeed] = {}  # the feeds of epochs whose end is not delivered yet
         self._last_received_us = 0
+        self._renewals = setup.intake.renewals
         for feed in self.feeds.values():
             setup.metrics.expect(feed.key)
 
@@ -280,6 +281,10 @@ class Controller(Worker):
             for feed in self.feeds.values():
                 self.end_epoch(feed, "clock")  # the book itself stays known and opens the next epoch
             self.anchor()
+        if self._renewals != self.setup.intake.renewals:  # what the store has of these epochs has a hole now
+            self._renewals = self.setup.intake.renewals
+            for feed in self.feeds.values():
+                self.end_epoch(feed, self.setup.intake.renewed_for)
         for feed in self.feeds.values():
             heard_at_us = max(self._heard_at_us, feed.confirmed_at_us)
             if feed.epoch and heard_at_us > feed.marked_at_us and now_us - feed.marked_us >= MARK_EVERY_US:

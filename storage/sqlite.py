@@ -2,14 +2,14 @@
 
 WAL with `synchronous=FULL`: what a commit took survives SIGKILL and power cut. Rows of a batch go in by one statement
 over `json_each`: every `sqlite3_step` lets go of the interpreter's lock, and a step a row is what a busy collector is
-slowed down by most. Writing the same batch twice leaves its books and its ledger there once.
+slowed down by most. A batch's number is committed with it, so that a batch written again is known.
 """
 
 import fcntl
 import os
 import re
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -19,14 +19,15 @@ from collector.errors import NotOurs, StorageBusy, StorageCorrupt, StorageError,
 from collector.records import (
     BookRow,
     CoverageMark,
-    Delivery,
     EpochEnded,
     EpochOpened,
     EpochVerdict,
     Event,
     Record,
+    RecordsLost,
     Rejected,
 )
+from storage.store import Batch, Run
 
 APPLICATION_ID = 0x434F4C4C  # "COLL"
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -43,13 +44,27 @@ ON CONFLICT DO NOTHING
 _UPDATE_COVERAGE = """
 UPDATE coverage SET heard_until_us = max(heard_until_us, ?), confirmed_until_us = max(confirmed_until_us, ?),
                     frames = max(frames, ?)
-WHERE epoch = ?
+WHERE epoch = ? AND reason IS NULL
 """
 _END_COVERAGE = """
 UPDATE coverage SET reason = ?, heard_until_us = min(heard_until_us, ?),
                     confirmed_until_us = min(confirmed_until_us, ?)
 WHERE epoch = ?
 """
+
+_LOSE_EPOCHS = """
+UPDATE epoch SET reason = ?, ended_us = (SELECT heard_until_us FROM coverage WHERE epoch = epoch.id)
+WHERE run = ? AND ended_us IS NULL
+"""
+_LOSE_COVERAGE = """
+UPDATE coverage SET reason = (SELECT reason FROM epoch WHERE id = coverage.epoch)
+WHERE reason IS NULL AND epoch IN (SELECT id FROM epoch WHERE run = ? AND ended_us IS NOT NULL)
+"""
+_OPEN_EPOCHS = """
+SELECT e.id - r.epoch_base FROM epoch AS e JOIN run AS r ON r.id = e.run WHERE r.uid = ? AND e.ended_us IS NULL
+"""
+# What goes away by itself, or when a person mends something while the collector keeps its records elsewhere.
+_PASSING = ("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_FULL", "SQLITE_IOERR", "SQLITE_NOMEM")
 
 _encode = msgspec.json.Encoder().encode
 _T = TypeVar("_T")
@@ -73,11 +88,11 @@ class SQLiteStore:
 
     `open` raises `NotOurs` for a file that is no database of this program, is from a newer version, or belongs to a
     collector that is running; `StorageError` where the path can't be used. Nothing on disk is changed in these cases.
+    A disk that is full or a database that is busy is left to the first `write`.
     """
 
-    def __init__(self, path: Path, *, collector_id: str, version: str, run_uid: str, started_us: int) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self.collector_id, self.version, self.run_uid, self.started_us = collector_id, version, run_uid, started_us
         self._lock: IO[bytes] | None = None
         self._db: sqlite3.Connection | None = None
         self._run = 0
@@ -88,15 +103,12 @@ class SQLiteStore:
     # --- opening ----------------------------------------------------------------------------------------------------
 
     def open(self) -> None:
-        """Take the writer's lock, look at the file, bring its schema up to date and note this run."""
+        """Take the writer's lock, look at the file and bring its schema up to date."""
         self._check_before_anything_is_written()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._take_lock()
-            self._db = self._connect()
-            self._migrate(self._db)
-            self._file = _identity(self.path)
-            self._begin_run(self._db)
+            self._session()
         except OSError as error:
             self.release()
             raise StorageError(
@@ -104,11 +116,25 @@ class SQLiteStore:
                 "collector runs as, or set storage.path (DB_PATH)"
             ) from None
         except sqlite3.Error as error:
-            self.release()
-            raise _translate(error, self.path) from None
+            if not _name(error).startswith(_PASSING):
+                self.release()
+                raise _translate(error, self.path) from None
         except StorageError:
             self.release()
             raise
+
+    def _session(self) -> sqlite3.Connection:
+        if self._db is None:
+            if self._lock is None:
+                raise StorageError(f"{self.path} is not open")
+            db = self._connect()
+            try:
+                self._migrate(db)
+            except BaseException:
+                db.close()
+                raise
+            self._db, self._file = db, _identity(self.path)
+        return self._db
 
     def _check_before_anything_is_written(self) -> None:
         try:
@@ -172,42 +198,55 @@ class SQLiteStore:
             if number > version:
                 db.executescript(f"BEGIN;\n{sql}\nPRAGMA user_version = {number};\nCOMMIT;")
 
-    def _begin_run(self, db: sqlite3.Connection) -> None:
-        def begin() -> None:
-            db.execute(
-                "INSERT INTO run (uid, collector_id, version, epoch_base, started_us, alive_us) "
-                "SELECT ?, ?, ?, (SELECT coalesce(max(id), 0) FROM epoch), ?, ? WHERE true ON CONFLICT DO NOTHING",
-                (self.run_uid, self.collector_id, self.version, self.started_us, self.started_us),
-            )
-
-        self._transaction(begin)
-        row = db.execute("SELECT id, epoch_base FROM run WHERE uid = ?", (self.run_uid,)).fetchone()
-        self._run, self._epoch_base = row
-
     # --- writing ----------------------------------------------------------------------------------------------------
 
-    def write(self, deliveries: Sequence[Delivery], now_us: int) -> None:
-        """Commit the deliveries, all of them or none.
+    def write(self, batch: Batch, now_us: int) -> int:
+        """Commit all of a batch or none of it; return how many of its records were there already.
 
         Raises `StorageBusy` or `StorageFull` where the same call may succeed later, `StorageCorrupt` where only a
-        person can help. After an error nothing of the deliveries is in the store, or (a commit whose outcome is
-        unknown) all of it is.
+        person can help. After an error nothing of the batch is in the store, or (a commit whose outcome is unknown)
+        all of it is.
         """
-        records = [record for delivery in deliveries for record in delivery.records]
-        self._transaction(lambda: self._write(records, now_us))
+        return self.in_transaction(lambda db: self._write(db, batch, now_us))
 
-    def _write(self, records: Sequence[Record], now_us: int) -> None:
-        db = self._require()
+    def open_epochs(self, run: Run) -> Set[int]:
+        """Return the epochs of a run (as its batches number them) that are in the store and have not ended."""
+        return self.in_transaction(lambda db: {number for (number,) in db.execute(_OPEN_EPOCHS, (run.uid,))})
+
+    def _write(self, db: sqlite3.Connection, batch: Batch, now_us: int) -> int:
+        newest = self._enter(db, batch.run)
+        if batch.number <= newest:
+            return sum(len(delivery.records) for delivery in batch.deliveries)
+        there = 0
+        for records in _stretches(record for delivery in batch.deliveries for record in delivery.records):
+            there += self._write_records(db, records)
+        db.execute("UPDATE run SET batch = ?, alive_us = ? WHERE id = ?", (batch.number, now_us, self._run))
+        return there
+
+    def _enter(self, db: sqlite3.Connection, run: Run) -> int:
+        # The epochs of a run follow those of the run before: its own count starts where the table ends.
+        db.execute(
+            "INSERT INTO run (uid, collector_id, version, epoch_base, started_us, alive_us) "
+            "SELECT ?, ?, ?, (SELECT coalesce(max(id), 0) FROM epoch), ?, ? WHERE true ON CONFLICT DO NOTHING",
+            (run.uid, run.collector_id, run.version, run.started_us, run.started_us),
+        )
+        row = db.execute("SELECT id, epoch_base, batch FROM run WHERE uid = ?", (run.uid,)).fetchone()
+        self._run, self._epoch_base, newest = row
+        return int(newest)
+
+    def _write_records(self, db: sqlite3.Connection, records: Sequence[Record]) -> int:
         base = self._epoch_base
         kinds: dict[type, list[Any]] = {}
         for record in records:
             kinds.setdefault(type(record), []).append(record)
-        for opened in kinds.get(EpochOpened, ()):
-            self._open_epoch(db, opened)
+        for lost in kinds.get(RecordsLost, ()):
+            db.execute(_LOSE_EPOCHS, (lost.reason, self._run))
+            db.execute(_LOSE_COVERAGE, (self._run,))
+        there = sum(not self._open_epoch(db, opened) for opened in kinds.get(EpochOpened, ()))
         rows = kinds.get(BookRow)
         if rows:
             rows.sort(key=_epoch_of)  # neighbours in the tree go in side by side; n rises within an epoch already
-            db.execute(_INSERT_BOOK, (base, _encode(rows).decode()))
+            there += len(rows) - db.execute(_INSERT_BOOK, (base, _encode(rows).decode())).rowcount
         marks: dict[int, CoverageMark] = {mark.epoch: mark for mark in kinds.get(CoverageMark, ())}
         db.executemany(
             _UPDATE_COVERAGE,
@@ -234,12 +273,12 @@ class SQLiteStore:
             "INSERT INTO event (run, time_us, level, tag, text) VALUES (?, ?, ?, ?, ?)",
             [(self._run, e.time_us, e.level, e.tag, e.text) for e in events],
         )
-        db.execute("UPDATE run SET alive_us = ? WHERE id = ?", (now_us, self._run))
+        return there
 
-    def _open_epoch(self, db: sqlite3.Connection, opened: EpochOpened) -> None:
+    def _open_epoch(self, db: sqlite3.Connection, opened: EpochOpened) -> bool:
         feed = self._feed(db, opened.exchange, opened.market, opened.channel)
         epoch = self._epoch_base + opened.epoch
-        db.execute(
+        inserted = db.execute(
             "INSERT INTO epoch (id, run, feed, transport, depth, verdict, opened_us) VALUES (?, ?, ?, ?, ?, ?, ?) "
             "ON CONFLICT DO NOTHING",
             (epoch, self._run, feed, opened.transport, opened.depth, opened.verdict, opened.opened_us),
@@ -249,6 +288,7 @@ class SQLiteStore:
             "ON CONFLICT DO NOTHING",
             (epoch, opened.opened_us, opened.opened_us, opened.opened_us),
         )
+        return inserted.rowcount > 0
 
     def _feed(self, db: sqlite3.Connection, exchange: str, market: str, channel: str) -> int:
         known = self._feeds.get((exchange, market, channel))
@@ -261,15 +301,14 @@ class SQLiteStore:
         self._feeds[exchange, market, channel] = feed
         return feed
 
-    def _transaction(self, work: Callable[[], None]) -> None:
+    def in_transaction(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
+        """Run work in a transaction of the writer's own connection and return its result."""
         feeds = dict(self._feeds)
         try:
             self._check_file()
-            if self._db is None and self._lock is not None:  # it was beyond a roll-back
-                self._db = self._connect()
-            db = self._require()
+            db = self._session()
             db.execute("BEGIN IMMEDIATE")
-            work()
+            result = work(db)
             db.execute("COMMIT")
         except sqlite3.Error as error:
             self._feeds = feeds  # ids given out in a transaction that did not happen
@@ -279,10 +318,11 @@ class SQLiteStore:
             self._feeds = feeds
             self._roll_back()
             raise
+        return result
 
     def _check_file(self) -> None:
         # SQLite goes on writing into a file that was deleted, and all of that is gone with the process.
-        if self._lock is not None and _identity(self.path) != self._file:
+        if self._file is not None and _identity(self.path) != self._file:
             raise StorageCorrupt(
                 f"{self.path} was removed or replaced while the collector runs, and nothing is written; put it back, "
                 "or restart the collector to begin a new one"
@@ -300,16 +340,10 @@ class SQLiteStore:
 
     # --- the rest ---------------------------------------------------------------------------------------------------
 
-    def in_transaction(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
-        """Run maintenance work in a transaction of the writer's own connection and return its result."""
-        results: list[_T] = []
-        self._transaction(lambda: results.append(work(self._require())))
-        return results[0]
-
     @property
     def connection(self) -> sqlite3.Connection:
         """The writer's connection, for maintenance that makes transactions of its own."""
-        return self._require()
+        return self._session()
 
     def sizes(self) -> tuple[int, int]:
         """Return the bytes of the database file and of its write-ahead log."""
@@ -317,14 +351,14 @@ class SQLiteStore:
 
     def pages_bytes(self) -> int:
         """Return the bytes of all pages, those that still stand in the log included; for the writer's thread."""
-        db = self._require()
+        db = self._session()
         (pages,), (size,) = db.execute("PRAGMA page_count").fetchone(), db.execute("PRAGMA page_size").fetchone()
         return int(pages) * int(size)
 
-    def close_run(self, now_us: int) -> None:
-        """Note that this run ended in order."""
-        sql = "UPDATE run SET closed_us = ?, alive_us = ? WHERE id = ?"
-        self.in_transaction(lambda db: db.execute(sql, (now_us, now_us, self._run)))
+    def close_run(self, run: Run, now_us: int) -> None:
+        """Note that a run ended in order; nothing happens where the store does not know it."""
+        sql = "UPDATE run SET closed_us = ?, alive_us = ? WHERE uid = ?"
+        self.in_transaction(lambda db: db.execute(sql, (now_us, now_us, run.uid)))
 
     def release(self) -> None:
         """Close the file and give the lock back."""
@@ -340,17 +374,24 @@ class SQLiteStore:
         file = self.path.resolve()
         return file.with_name(file.name + ending)
 
-    def _require(self) -> sqlite3.Connection:
-        if self._db is None:
-            raise StorageError(f"{self.path} is not open")
-        return self._db
-
 
 def _newer(path: Path, version: int) -> str:
     return (
         f"{path} is from a newer collector (schema {version}, this one knows {SCHEMA_VERSION}); install that version, "
         "or set storage.path (DB_PATH) to another file"
     )
+
+
+def _stretches(records: Iterable[Record]) -> Iterator[list[Record]]:
+    # Within one nothing depends on the order of kinds, but that an epoch opens first and ends last.
+    stretch: list[Record] = []
+    for record in records:
+        if type(record) is RecordsLost and stretch:
+            yield stretch
+            stretch = []
+        stretch.append(record)
+    if stretch:
+        yield stretch
 
 
 def _epoch_of(row: BookRow) -> int:
@@ -383,8 +424,12 @@ def _size(path: Path) -> int:
         return 0
 
 
+def _name(error: sqlite3.Error) -> str:
+    return getattr(error, "sqlite_errorname", "") or ""
+
+
 def _translate(error: sqlite3.Error, path: Path) -> StorageError:
-    name = getattr(error, "sqlite_errorname", "") or ""
+    name = _name(error)
     text = f"{path}: {error}"
     if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
         return StorageBusy(f"{text}; close whatever else writes to it, the collector goes on by itself")

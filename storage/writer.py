@@ -1,13 +1,13 @@
 """The writer: the one thread that takes from the intake and commits.
 
-A batch stays in hand until it is committed, however often the store fails: while it is away the intake fills up and,
-once full, refuses. A cycle is finished by a commit, by an attempt that came back with an error, or by an intake seen
-empty; the supervisor feeds the watchdog with finished cycles, so only a writer that hangs gets the process restarted.
+A batch stays in hand until it is in the store or, while that is away, in the spool; where neither takes it the intake
+fills up and, once full, refuses. A cycle is finished by a commit, a spool write, an attempt that came back with an
+error, or an intake seen empty; the supervisor feeds the watchdog with finished cycles, so only a writer that hangs gets
+the process restarted.
 """
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 from collector.clock import Clock
 from collector.errors import StorageBusy, StorageError, StorageFull
@@ -16,20 +16,19 @@ from collector.log import Log
 from collector.metrics import Metrics
 from collector.records import BookRow, Delivery, EpochEnded, EpochOpened, Feed
 from collector.worker import Backoff, Worker
+from storage.backlog import Backlog
+from storage.spool import Spool
+from storage.store import Batch, Run, Store
 
-
-class Store(Protocol):
-    """What the writer needs of a store; `storage.sqlite.SQLiteStore` says what each does."""
-
-    def write(self, deliveries: Sequence[Delivery], now_us: int) -> None:
-        """Commit all of it or none of it; raises `StorageError`."""
+DRAIN_US = 250_000  # then the intake gets its turn
+DRAIN_AT_STOP_US = 3_000_000  # what is left by then waits for the next start
 
 
 class Writer(Worker):
     """Commits every `batch_ms`, or as soon as `batch_records` wait.
 
-    `housekeeping` does one small piece of maintenance and tells whether more is left; it runs after a cycle that
-    left less than a batch waiting.
+    `spool` takes what the store does not; None: it waits in memory. `housekeeping` does one small piece of maintenance
+    and tells whether more is left; it runs after a cycle that left less than a batch waiting.
     """
 
     kind = "writer"
@@ -38,22 +37,43 @@ class Writer(Worker):
         self,
         store: Store,
         intake: Intake,
+        run: Run,
         *,
         clock: Clock,
         log: Log,
         metrics: Metrics,
         batch_ms: int = 250,
         batch_records: int = 1000,
+        spool: Spool | None = None,
+        drop_oldest: bool = False,
         housekeeping: Callable[[], bool] | None = None,
     ) -> None:
-        super().__init__("writer", log, clock, backoff=Backoff(clock, base_s=0.25, cap_s=10.0, healthy_s=1.0))
+        super().__init__("writer", log, clock, backoff=Backoff(clock, base_s=0.25, cap_s=5.0, healthy_s=1.0))
         self.store, self.intake, self.metrics = store, intake, metrics
+        self._run_of = run
         self._batch_s, self._batch_records = batch_ms / 1000, batch_records
         self._housekeeping = housekeeping
-        self._batch: list[Delivery] = []
+        self._batch: Batch | None = None
+        self._number = 0
         self._feeds: dict[int, Feed] = {}
+        self._retry_us = 0  # not before then is the store tried again
+        self._stop_us: int | None = None
         self.committed_us = 0  # wall clock of the newest commit
         self.failing: str = ""  # why the last attempt failed; empty while commits succeed
+        self.backlog: Backlog | None = None
+        if spool is not None:
+            self.backlog = Backlog(
+                spool,
+                store,
+                run,
+                intake=intake,
+                clock=clock,
+                log=log,
+                metrics=metrics,
+                drop_oldest=drop_oldest,
+                batch_records=batch_records,
+                dropped=self._count_dropped,
+            )
 
     def stop(self) -> None:
         """Ask the writer to empty the intake and end."""
@@ -61,66 +81,174 @@ class Writer(Worker):
         self.intake.wake()
 
     def run_once(self) -> None:
-        """Write until `stop` was called and everything is committed."""
+        """Write until `stop` was called and everything is in the store or in the spool."""
         busy = False
+        if self.backlog is not None and not self.backlog.empty:
+            self.log.warning("spool_left", batches=self.backlog.batches, bytes=self.backlog.bytes)
         while True:
-            if not self._batch:
+            if self._batch is None:
                 if not self.stopping.is_set():
                     self.intake.wait(0 if busy else self._batch_s)
-                self._batch = self.intake.take(self._batch_records)
-            if self._batch:
-                self._write_batch()
-            elif self.stopping.is_set() and self.intake.empty:
+                self._take()
+            if self._batch is not None:
+                self._put_away(self._batch)
+            elif self.stopping.is_set() and self.intake.empty and not self._drains_before_it_ends():
                 return
+            busy = self._drain()
             # Maintenance goes in between as long as the writer keeps up.
-            keeps_up = not self._batch and self.intake.held[0] < self._batch_records
+            keeps_up = not (busy or self.failing or self._batch) and self.intake.held[0] < self._batch_records
             if self._housekeeping is not None and keeps_up and not self.stopping.is_set():
                 busy = self._housekeeping()
             self.beat()
 
-    def _write_batch(self) -> None:
-        began_us = self.clock.monotonic_us()
-        now_us = self.clock.wall_us()
+    def finish(self) -> bool:
+        """Write what came after the last cycle and note the end of the run; for when the thread has ended in order.
+
+        Returns whether everything is in the store. Raises `StorageError` where the run's end can't be written.
+        """
+        self._take(all_of_it=True)
+        if self._batch is not None:
+            self._put_away(self._batch)
+        if self._batch is not None or not self._up_to_date():
+            return False
+        self.store.close_run(self._run_of, self.clock.wall_us())
+        return True
+
+    def _take(self, *, all_of_it: bool = False) -> None:
+        deliveries = self.intake.take(1 << 62 if all_of_it else self._batch_records)
+        if not deliveries:
+            return
+        self._number += 1
+        self._batch = Batch(self._run_of, self._number, tuple(deliveries))
+        for delivery in deliveries:
+            for record in delivery.records:
+                if type(record) is EpochOpened:
+                    self._feeds[record.epoch] = Feed(record.exchange.lower(), record.market, record.channel)
+
+    # --- where a batch goes -----------------------------------------------------------------------------------------
+
+    def _put_away(self, batch: Batch) -> None:
+        if self._up_to_date():
+            if self.clock.monotonic_us() < self._retry_us and self.backlog is None:
+                self._pause()
+                return
+            began_us = self.clock.monotonic_us()
+            try:
+                there = self.store.write(batch, self.clock.wall_us())
+            except Exception as error:  # the batch stays in hand whatever it was, nothing may overtake it
+                self._failed(error)
+            else:
+                self._batch = None
+                self.intake.done(batch.deliveries)
+                self._committed(batch, there, began_us)
+                return
+        if self.backlog is not None:
+            self._keep(self.backlog, batch)
+
+    def _keep(self, backlog: Backlog, batch: Batch) -> None:
+        first = backlog.empty
         try:
-            self.store.write(self._batch, now_us)
+            backlog.keep(batch)
+        except Exception as error:
+            self._tell(error)
+            records, size = self.intake.held
+            self.log.error("spool_failed", error=error, held_records=records, held_bytes=size)
+            if self._up_to_date() or self.clock.monotonic_us() < self._retry_us:
+                self._pause()
+            return
+        self._batch = None
+        self.intake.done(batch.deliveries)
+        if first:
+            self.log.warning("spool_started", error=self.failing)
+
+    def _drain(self) -> bool:
+        # Tells whether there is more, and the store takes it.
+        backlog = self.backlog
+        if backlog is None or backlog.empty:
+            return False
+        until_us = self.clock.monotonic_us() + DRAIN_US
+        while not backlog.empty:
+            began_us = self.clock.monotonic_us()
+            if began_us < self._retry_us:
+                self._sync(backlog)
+                return False
+            if began_us > until_us:
+                return True
+            try:
+                written = backlog.drain()
+            except Exception as error:
+                self._failed(error)
+                return False
+            if written is not None:
+                self._committed(*written, began_us)
+            self.beat()
+        self.log.info("spool_drained")
+        return False
+
+    def _sync(self, backlog: Backlog) -> None:
+        try:
+            backlog.sync()
         except StorageError as error:
-            self._failed(error)
-            return
-        except Exception as error:  # our bug: the batch stays in hand all the same, nothing may overtake it
-            self.log.exception("worker_failed", worker=self.name, error=repr(error))
-            self._failed(error)
-            return
-        batch, self._batch = self._batch, []
-        self.intake.done(batch)
+            self.log.error("spool_failed", error=error)
+
+    def _up_to_date(self) -> bool:
+        return self.backlog is None or self.backlog.empty
+
+    def _drains_before_it_ends(self) -> bool:
+        now_us = self.clock.monotonic_us()
+        self._stop_us = self._stop_us or now_us + DRAIN_AT_STOP_US
+        return not self._up_to_date() and not self.failing and now_us < self._stop_us
+
+    # --- what became of it ------------------------------------------------------------------------------------------
+
+    def _committed(self, batch: Batch, there: int, began_us: int) -> None:
         if self.failing:
             self.log.info("writer_recovered", error=self.failing)
             self.failing = ""
         self.backoff.attempt = 0
+        self._retry_us = 0
         self.committed_us = self.clock.wall_us()
-        self._count(batch, (self.clock.monotonic_us() - began_us) / 1e6)
+        self.metrics.records_known.inc(there)
+        if batch.run.uid == self._run_of.uid:
+            self._count(batch.deliveries, (self.clock.monotonic_us() - began_us) / 1e6)
+            return
+        for delivery in batch.deliveries:  # received by an earlier run, and in that one's figures
+            if delivery.exchange:
+                self.metrics.spool_recovered.labels(delivery.exchange).inc(delivery.frames + delivery.rejected)
 
     def _failed(self, error: Exception) -> None:
+        self._tell(error)
         reason = "full" if isinstance(error, StorageFull) else "busy" if isinstance(error, StorageBusy) else "error"
         self.metrics.commit_failures.labels(reason).inc()
         self.failing = str(error) or repr(error)
         self.backoff.began()  # however long the attempt took: only a commit makes the delays short again
         delay_s = self.backoff.next_s()
-        records, size = self.intake.held
-        self.log.error("writer_failed", error=error, held_records=records, held_bytes=size, after_s=round(delay_s, 1))
-        self.beat()
         if self.stopping.is_set():
             # Asked to end: the supervisor's patience decides how often this is tried, not a long wait.
             delay_s = min(delay_s, 0.2)
-        self._pause(delay_s)
+        self._retry_us = self.clock.monotonic_us() + int(delay_s * 1e6)
+        records, size = self.intake.held
+        self.log.error("writer_failed", error=error, held_records=records, held_bytes=size, after_s=round(delay_s, 1))
+        self.beat()
 
-    def _pause(self, seconds: float) -> None:
+    def _tell(self, error: Exception) -> None:
+        if not isinstance(error, StorageError):  # our bug
+            self.log.exception("worker_failed", worker=self.name, error=repr(error))
+
+    def _pause(self) -> None:
         # A wait that `stop` cuts short once; after that it is a plain wait.
+        seconds = max(0.0, (self._retry_us - self.clock.monotonic_us()) / 1e6) or self._batch_s
         if self.stopping.is_set():
             self.intake.wait(seconds)
         else:
             self.stopping.wait(seconds)
 
-    def _count(self, batch: list[Delivery], duration_s: float) -> None:
+    def _count_dropped(self, rows: Counter[int]) -> None:
+        for epoch, count in rows.items():
+            if epoch in self._feeds:
+                self.metrics.count_records(self._feeds[epoch], dropped=count)
+
+    def _count(self, batch: Sequence[Delivery], duration_s: float) -> None:
         stored: Counter[str] = Counter()
         rejected: Counter[str] = Counter()
         oldest: dict[str, int] = {}
@@ -138,8 +266,6 @@ class Writer(Worker):
             for record in delivery.records:
                 if type(record) is BookRow:
                     rows[record.epoch] += 1
-                elif type(record) is EpochOpened:
-                    self._feeds[record.epoch] = Feed(record.exchange.lower(), record.market, record.channel)
                 elif type(record) is EpochEnded:
                     ended.append(record.epoch)
         for exchange in stored.keys() | rejected.keys():

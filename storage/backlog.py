@@ -1,0 +1,242 @@
+"""What waits on disk for the store: batches kept in order while it is away, and brought to it when it is back.
+
+Once something waits, everything goes behind it, so order is strict, coverage marks included. A batch carries its run
+and number, which the store commits with it: what is drained twice is there once, whichever process drains it.
+
+Where the spool lost something (dropped to make room, or damaged), the epochs it was part of end in the store where
+their coverage got to, and what still comes of them is left out: rows can't be used across a hole. The feeds of this run
+are told to open new ones.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from msgspec.structs import replace
+
+from collector.clock import Clock
+from collector.errors import StorageFull
+from collector.intake import Intake
+from collector.log import Log
+from collector.metrics import Metrics
+from collector.records import (
+    BookRow,
+    CoverageMark,
+    Delivery,
+    EpochEnded,
+    EpochOpened,
+    EpochVerdict,
+    Record,
+    RecordsLost,
+)
+from storage.spool import Hole, Spool, Spooled
+from storage.spool_reader import DROPPED
+from storage.store import Batch, Run, Store
+
+MERGED_BATCHES = 64  # brought to the store at once, when it is sure that it has none of them yet
+
+
+class Backlog:
+    """The spool between the writer and the store; for the writer's thread.
+
+    `drop_oldest`: a full spool makes room at its old end, instead of refusing what is new. `dropped` is called with
+    the numbers of lost book rows by epoch of this run.
+    """
+
+    def __init__(
+        self,
+        spool: Spool,
+        store: Store,
+        run: Run,
+        *,
+        intake: Intake,
+        clock: Clock,
+        log: Log,
+        metrics: Metrics,
+        drop_oldest: bool = False,
+        batch_records: int = 1000,
+        dropped: Callable[[Counter[int]], None] = lambda rows: None,
+    ) -> None:
+        self._spool, self._store, self._run = spool, store, run
+        self._intake, self._clock, self._log, self._metrics = intake, clock, log, metrics
+        self._drop_oldest, self._batch_records, self._dropped = drop_oldest, batch_records, dropped
+        self._merge = False
+        self._sieved = ""  # the run whose records are looked at one by one, since some of its epochs are broken
+        self._open: set[int] = set()  # those of them that are not
+        self._lost: str | None = None  # why something is missing before the next batch
+        self._frames: Counter[str] = Counter()  # of this run, by exchange
+        self._told = 0  # the hole that was spoken of last
+        metrics.watch_spool(
+            batches=lambda: spool.frames, size=lambda: spool.bytes, age_s=lambda: self.age_s, limit=spool.limit_bytes
+        )
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing waits."""
+        return self._spool.empty
+
+    @property
+    def batches(self) -> int:
+        """How many batches wait."""
+        return self._spool.frames
+
+    @property
+    def bytes(self) -> int:
+        """What they take on disk."""
+        return self._spool.bytes
+
+    @property
+    def age_s(self) -> float:
+        """How long the oldest of them has been waiting."""
+        oldest_us = self._spool.oldest_us
+        return 0.0 if oldest_us is None else max(0.0, (self._clock.wall_us() - oldest_us) / 1e6)
+
+    def sync(self) -> None:
+        """Bring to the disk what is due, where that does not happen with every batch."""
+        self._spool.sync()
+
+    # --- in ---------------------------------------------------------------------------------------------------------
+
+    def keep(self, batch: Batch) -> None:
+        """Put a batch at the end; raises `StorageError` where there is no room for it, and nothing of it counts."""
+        while True:
+            try:
+                self._spool.append(batch)
+                break
+            except StorageFull:
+                if not (self._drop_oldest and self._make_room()):
+                    raise
+        for delivery in batch.deliveries:
+            self._frames[delivery.exchange] += delivery.frames + delivery.rejected
+        self._show()
+
+    def _make_room(self) -> bool:
+        dropped = self._spool.drop_oldest()
+        if dropped is None:
+            return False
+        frames = {exchange: count.frames + count.rejected for exchange, count in dropped.lost.items()}
+        self._log.error("spool_dropped", batches=dropped.batches, bytes=dropped.size, frames=sum(frames.values()))
+        own: Counter[int] = Counter()
+        for (uid, epoch), rows in dropped.rows.items():
+            if uid == self._run.uid:
+                own[epoch] += rows
+        self._drop_frames(frames)
+        self._dropped(own)
+        self._intake.renew("no_space")
+        return True
+
+    def _drop_frames(self, frames: dict[str, int]) -> None:
+        # What an earlier run kept here was received by that one, and is in its figures.
+        for exchange, count in frames.items():
+            own = min(count, self._frames[exchange])
+            self._frames[exchange] -= own
+            if exchange:
+                self._metrics.count_frames(exchange, dropped=own)
+
+    # --- out --------------------------------------------------------------------------------------------------------
+
+    def drain(self) -> tuple[Batch, int] | None:
+        """Bring the oldest to the store in one commit; return them and how many of their records it had.
+
+        None where nothing but the mark of a loss was waiting. Raises `StorageError` where the store or the disk
+        refuses; everything stays then.
+        """
+        try:
+            return self._drain()
+        except BaseException:
+            self._merge = False  # the store may have committed: the next batch tells
+            raise
+
+    def _drain(self) -> tuple[Batch, int] | None:
+        found = self._next()
+        if not found:
+            return None
+        run, last = found[0].batch.run, found[-1]
+        deliveries = tuple(delivery for spooled in found for delivery in spooled.batch.deliveries)
+        own = run.uid == self._run.uid
+        frames: Counter[str] = Counter()
+        for delivery in deliveries:
+            frames[delivery.exchange] += delivery.frames + delivery.rejected
+        if self._lost is not None or (not own and self._sieved != run.uid):
+            # Of an earlier run nobody remembers what of it was broken.
+            self._open = set() if self._lost is not None else set(self._store.open_epochs(run))
+            self._sieved = run.uid
+        if self._sieved == run.uid:
+            deliveries = self._sieve(deliveries)
+        if self._lost is not None:
+            deliveries = (Delivery("", 0, (RecordsLost(self._lost),), 0), *deliveries)
+        batch = Batch(run, last.batch.number, deliveries)
+        there = self._store.write(batch, self._clock.wall_us())
+        self._merge = there < sum(len(delivery.records) for delivery in deliveries)
+        self._lost = None
+        self._spool.advance(last.position)
+        if own:
+            self._frames.subtract(frames)
+        self._show()
+        return batch, there
+
+    def _next(self) -> list[Spooled]:
+        found: list[Spooled] = []
+        records = 0
+        passed: int | None = None
+        for item in self._spool.peek(MERGED_BATCHES if self._merge else 2):
+            if isinstance(item, Hole):
+                if found:
+                    break
+                self._hole(item)
+                passed = item.position
+                continue
+            size = sum(len(delivery.records) for delivery in item.batch.deliveries)
+            if found and (
+                not self._merge or item.batch.run.uid != found[0].batch.run.uid or records + size > self._batch_records
+            ):
+                break
+            found.append(item)
+            records += size
+        if not found and passed is not None:
+            self._spool.advance(passed)
+        return found
+
+    def _hole(self, hole: Hole) -> None:
+        self._merge = False
+        if hole.position <= self._told:
+            return  # by an attempt that failed
+        self._told = hole.position
+        self._lost = "no_space" if hole.reason == DROPPED else "damaged"
+        if hole.reason == DROPPED:
+            return  # told when it was dropped
+        self._log.error("spool_damaged", segment=hole.segment, offset=hole.offset, batches=hole.batches)
+        self._drop_frames({exchange: count.frames + count.rejected for exchange, count in hole.lost.items()})
+        self._intake.renew("damaged")
+
+    def _sieve(self, deliveries: Sequence[Delivery]) -> tuple[Delivery, ...]:
+        own = self._sieved == self._run.uid
+        kept: list[Delivery] = []
+        rows: Counter[int] = Counter()
+        for delivery in deliveries:
+            records = tuple(record for record in delivery.records if self._counts(record, rows))
+            if len(records) < len(delivery.records):
+                lost = 0 if any(type(record) is BookRow for record in records) else delivery.frames
+                if own and lost:
+                    self._metrics.count_frames(delivery.exchange, dropped=lost)
+                delivery = replace(delivery, records=records, frames=delivery.frames - lost)
+            kept.append(delivery)
+        if own and rows:
+            self._dropped(rows)
+        return tuple(kept)
+
+    def _counts(self, record: Record, rows: Counter[int]) -> bool:
+        match record:
+            case EpochOpened():
+                self._open.add(record.epoch)
+            case EpochEnded() if record.epoch in self._open:
+                self._open.discard(record.epoch)
+            case BookRow() | CoverageMark() | EpochVerdict() | EpochEnded() if record.epoch not in self._open:
+                if type(record) is BookRow:
+                    rows[record.epoch] += 1
+                return False
+        return True
+
+    def _show(self) -> None:
+        for exchange, frames in self._frames.items():
+            if exchange:
+                self._metrics.spool_frames.labels(exchange).set(frames)
