@@ -27,8 +27,8 @@ RETRY_AFTER_S_MAX = 86_400.0
 class Connection:
     """An open socket. Used by one thread, but for `abort`.
 
-    Raises `ConnectionLost` where the connection can't be made or ends, `RateLimited` where the server answers 429 or
-    418, `VenueRefused` where it refuses this client (401, 403).
+    Raises `ConnectionLost` where the connection can't be made or ends, `RateLimited` where the server asks for a pause
+    (429, 418, or 503 with a Retry-After), `VenueRefused` where it refuses this client (401, 403, 451).
     """
 
     def __init__(self, url: str, *, timeout_s: float = 10.0, headers: Mapping[str, str] | None = None) -> None:
@@ -59,6 +59,8 @@ class Connection:
 
     def receive(self) -> list[tuple[int, bytes]]:
         """Return what has arrived as (opcode, payload); an empty list after a second without a whole frame."""
+        if self._reader.broken is not None:
+            raise self._reader.broken
         try:
             socket_ = self._socket.sock
             received = socket_.recv(READ_BYTES) if socket_ is not None else b""
@@ -101,11 +103,17 @@ class Connection:
 
 def _refusal(error: websocket.WebSocketBadStatusException) -> Exception:
     status = error.status_code
-    if status in (418, 429):
-        return RateLimited(f"HTTP {status} at the WebSocket handshake", retry_after(error.resp_headers or {}))
-    if status in (401, 403):
-        return VenueRefused(f"HTTP {status} at the WebSocket handshake")
-    return ConnectionLost(f"HTTP {status} at the WebSocket handshake")
+    text = f"HTTP {status} at the WebSocket handshake"
+    if wants_pause(status, error.resp_headers or {}):
+        return RateLimited(text, retry_after(error.resp_headers or {}))
+    if status in (401, 403, 451):
+        return VenueRefused(text)
+    return ConnectionLost(text)
+
+
+def wants_pause(status: int, headers: Mapping[str, str]) -> bool:
+    """Tell whether an answer asks to be left alone for a while."""
+    return status in (418, 429) or (status == 503 and retry_after(headers) is not None)
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:

@@ -18,19 +18,36 @@ class FrameReader:
 
     def __init__(self, message_bytes_max: int = 16 << 20) -> None:
         self._message_bytes_max = message_bytes_max
-        self._buffer = b""
-        self._opcode = 0  # of the message whose fragments are being collected
-        self._fragments: list[bytes] = []
-        self._fragments_bytes = 0
+        self._buffer = bytearray()  # the beginning of a frame that is not whole yet
+        self._wanted = 0  # bytes until there is anything to do
+        self._opcode = 0  # of the message whose fragments are being collected; 0: none is
+        self._message = bytearray()
+        self.broken: ConnectionLost | None = None  # what came after the last messages, which are whole
 
     def feed(self, received: bytes) -> list[tuple[int, bytes]]:
         """Take received bytes, return the whole messages and control frames in them as (opcode, payload), in order.
 
-        Raises `ConnectionLost` when the bytes are not what a server may send; nothing after that can be trusted.
+        Raises `ConnectionLost` when the bytes are not what a server may send; nothing after that can be trusted. What
+        is whole before it is returned first, and the error kept in `broken`.
         """
-        data = self._buffer + received if self._buffer else received
         messages: list[tuple[int, bytes]] = []
+        try:
+            self._cut(received, messages)
+        except ConnectionLost as error:
+            if not messages:
+                raise
+            self.broken = error
+        return messages
+
+    def _cut(self, received: bytes, messages: list[tuple[int, bytes]]) -> None:
+        data = received
+        if self._buffer:
+            self._buffer += received
+            if len(self._buffer) < self._wanted:
+                return
+            data = bytes(self._buffer)
         at, end = 0, len(data)
+        self._wanted = 0
         while end - at >= 2:
             first, length = data[at], data[at + 1]
             head = 2
@@ -49,15 +66,15 @@ class FrameReader:
             if length > self._message_bytes_max:
                 raise ConnectionLost(f"a frame of {length} bytes is larger than {self._message_bytes_max}")
             if end - at < head + length:
+                self._wanted = head + length
                 break
             payload = data[at + head : at + head + length]
             at += head + length
-            if first & 0x8F in (0x81, 0x82) and not first & 0x70 and not self._fragments:
+            if first & 0x8F in (0x81, 0x82) and not first & 0x70 and not self._opcode:
                 messages.append((first & 0x0F, payload))
             else:
                 self._unusual(first, payload, messages)
-        self._buffer = data[at:]
-        return messages
+        self._buffer = bytearray(data[at:])
 
     def _unusual(self, first: int, payload: bytes, messages: list[tuple[int, bytes]]) -> None:
         # Control frames, fragments, and everything that is not allowed.
@@ -69,17 +86,15 @@ class FrameReader:
                 raise ConnectionLost("protocol error: a control frame is cut up or too long")
             messages.append((opcode, payload))
             return
-        if (opcode in _DATA) == bool(self._fragments):
+        if (opcode in _DATA) == bool(self._opcode):
             raise ConnectionLost("protocol error: fragments of a message are out of order")
-        if opcode in _DATA:
-            self._opcode = opcode
-        self._fragments.append(payload)
-        self._fragments_bytes += len(payload)
-        if self._fragments_bytes > self._message_bytes_max:
+        self._opcode = self._opcode or opcode
+        self._message += payload
+        if len(self._message) > self._message_bytes_max:
             raise ConnectionLost(f"a message is larger than {self._message_bytes_max} bytes")
         if final:
-            messages.append((self._opcode, b"".join(self._fragments)))
-            self._fragments, self._fragments_bytes = [], 0
+            messages.append((self._opcode, bytes(self._message)))
+            self._opcode, self._message = 0, bytearray()
 
 
 def close_reason(payload: bytes) -> str:

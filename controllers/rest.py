@@ -8,7 +8,7 @@ import requests
 
 from collector.errors import ConnectionLost, RateLimited, SourceError, VenueRefused
 from controllers.base import Controller, Setup
-from controllers.connection import retry_after
+from controllers.connection import retry_after, wants_pause
 from controllers.feed import HeardFeed
 from controllers.fetch import fetch
 
@@ -96,7 +96,7 @@ class RESTController(Controller):
     def _poll(self, session: requests.Session, market: str) -> None:
         status, headers, body = fetch(session, self._base + self.request_path(market), self.clock)
         at_us = self.clock.monotonic_us()
-        if status in (418, 429):
+        if wants_pause(status, headers):
             self._not_data()
             raise RateLimited(f"HTTP {status}", retry_after(headers))
         if status != 200:

@@ -106,8 +106,8 @@ def test_a_connection_that_falls_silent_in_the_middle_of_its_beginning(
         Toxics(up=Toxic(latency_s=0.2), down=Toxic(slice_bytes=100, latency_s=0.001)),
         Toxics(up=Toxic(slice_bytes=1), down=Toxic(slice_bytes=1)),
         Toxics(down=Toxic(bytes_per_s=200_000, slice_bytes=1000)),
-        Toxics(down=Toxic(bytes_max=40_000, ending="slow close")),
-        Toxics(down=Toxic(bytes_max=40_000, ending="reset"), up=Toxic(latency_s=0.05)),
+        Toxics(down=Toxic(bytes_max=15_000, ending="slow close")),
+        Toxics(down=Toxic(bytes_max=15_000, ending="reset"), up=Toxic(latency_s=0.05)),
     ],
     ids=["latency", "sliced", "byte by byte", "narrow", "slow close", "reset"],
 )
