@@ -2,8 +2,9 @@
 
 Every frame is the whole book, 16 levels a side; numbers are text. Quirks:
 - asks come worst first on the socket, best first over REST: order is never relied on;
-- the first frame's `timestamp` is about ten seconds old, its `id` is not; a frame whose `id` is not above the last is a
-  repeat;
+- the first frame's `timestamp` is about ten seconds old, its `id` (a millisecond and three digits) is not;
+- a frame whose `id` is not above the last is a repeat: an `id` from the future, which would make repeats of all that
+  follow, is refused;
 - a wrong pair is acknowledged first, then an error that names no pair follows, and the socket stays open;
 - a socket that sends nothing is cut after a minute: `PING` every 20 s.
 """
@@ -62,6 +63,8 @@ class _ShortFrame(msgspec.Struct, gc=False):
     data: _ShortData | None = msgspec.field(name="d", default=None)
 
 
+AHEAD_US_MAX = 60_000_000
+
 _decode = decoder(_Frame)
 _decode_short = decoder(_ShortFrame)
 _CONTROL = frozenset(("CONNECTED", "SUBSCRIBED", "UNSUBSCRIBED", "PONG"))
@@ -96,7 +99,7 @@ class Coinone(WSController):
             message = _decode_short(frame)
         if message.response_type in _CONTROL:
             return ()
-        if message.response_type == "ERROR":
+        if message.response_type == "ERROR" and isinstance(message, _Frame):
             return (Refused(f"{message.error_code} {message.message}"),)
         data = message.data
         if message.response_type != "DATA" or message.channel != "ORDERBOOK" or data is None:
@@ -105,8 +108,11 @@ class Coinone(WSController):
             raise BadFrame("a book without pair, asks or bids")
         if data.id is None or not (data.id.isascii() and data.id.isdigit() and len(data.id) < 19):
             raise BadFrame(f"id was {data.id!r}")
+        sequence, sent_us = int(data.id), venue_us(data.timestamp)
+        if sent_us is not None and sequence > sent_us + AHEAD_US_MAX:
+            raise BadFrame(f"id {data.id} is ahead of time {data.timestamp}")
         market = f"{data.target.upper()}-{data.quote.upper()}"
-        return (Book(market, side(data.bids), side(data.asks), venue_us(data.timestamp), int(data.id)),)
+        return (Book(market, side(data.bids), side(data.asks), sent_us, sequence),)
 
     def probe_path(self, market: str) -> str:
         """Return the path of the same book over REST."""

@@ -11,13 +11,18 @@ import pytest
 import requests
 
 from collector.clock import Clock
-from collector.errors import BookDiffers, ConnectionLost, StaleConnection, VenueRefused
+from collector.errors import BadFrame, BookDiffers, ConnectionLost, StaleConnection, UnknownFrame, VenueRefused
+from collector.numbers import to_decimal
 from collector.records import Book, Delivery
 from controllers import fetch as fetching
 from controllers import rest
+from controllers.base import Controller
 from controllers.bithumb import BithumbREST, BithumbWebSocket
+from controllers.coinone import Coinone
 from controllers.connection import retry_after
 from controllers.fetch import Answer, fetch
+from controllers.gopax import Gopax
+from controllers.korbit import Korbit
 from controllers.upbit import Upbit
 from storage.reader import Gap, Reader
 from storage.sqlite import SQLiteStore
@@ -368,3 +373,63 @@ def test_a_clock_that_is_set_while_the_intake_is_full_costs_no_coverage_of_befor
     assert epoch.ended is not None
     assert epoch.mark is not None
     assert (epoch.reason, epoch.ended.ended_us) == ("no_space", epoch.mark.heard_until_us)
+
+
+# --- found by spoiling messages: see tests/fuzz ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("token", ["1e9999999999999999999", "1E-9999999999999999999"])
+def test_an_exponent_of_twenty_digits_is_no_number_and_no_bug(token: str) -> None:
+    with pytest.raises(BadFrame, match="out of range"):
+        to_decimal(token)
+
+
+@pytest.mark.parametrize("spoiled", [b'"extra":"\xff"', b'"\xb3m\xdd":1'])
+def test_what_is_not_utf_8_is_refused_also_in_fields_nobody_reads(spoiled: bytes) -> None:
+    unit = b'{"ap":2,"bp":1,"as":1,"bs":1}'
+    frame = b'{"ty":"orderbook","cd":"KRW-BTC","obu":[' + unit + b"]," + spoiled + b"}"
+    with pytest.raises(BadFrame, match="utf-8"):
+        make(Upbit).parse(frame, 0)
+    (book,) = make(Upbit).parse(frame.replace(spoiled, '"extra":"값"'.encode()), 0)
+    assert isinstance(book, Book)
+
+
+@pytest.mark.parametrize(
+    ("cls", "listing"),
+    [
+        (Upbit, '[{"market":"KRWBTC"}]'),
+        (Upbit, '[{"market":"KRW-"}]'),
+        (BithumbREST, '[{"market":["KRW-BTC"]}]'),
+        (Coinone, '{"result":"success","markets":[{"target_currency":{},"quote_currency":"KRW","trade_status":1,'
+                  '"maintenance_status":0}]}'),
+        (Gopax, '[{"name":"BTC-KRW"},{"name":1000}]'),
+        (Gopax, '[{"name":null}]'),
+        (Korbit, '{"data":[{"symbol":"btckrw","status":"launched"}]}'),
+    ],
+)  # fmt: skip
+def test_a_listing_holds_markets_and_nothing_else(cls: type[Controller], listing: str) -> None:
+    with pytest.raises(BadFrame):
+        cls.parse_listing(listing.encode())
+
+
+def coinone_book(number: int, price: int) -> bytes:
+    level = [{"price": str(price), "qty": "1"}]
+    pair = {"quote_currency": "KRW", "target_currency": "BTC", "timestamp": 1_790_134_177_753, "id": str(number)}
+    data = {**pair, "asks": [], "bids": level}
+    return json.dumps({"response_type": "DATA", "channel": "ORDERBOOK", "data": data}).encode()
+
+
+def test_an_id_from_the_future_does_not_make_repeats_of_all_that_follow() -> None:
+    number = 1_790_134_177_753_001
+    coinone = make(Coinone)
+    for n, price in ((number, 100), (999_999_999_999_999_999, 101), (number + 1000, 102)):
+        coinone.handle(coinone_book(n, price), 1)
+    coinone.flush()
+    stored = Stored(coinone.setup.intake).take()
+    assert stored.reasons == ["rejected", None]
+    assert stored.last.book[0] == {"102": "1"}
+
+
+def test_an_error_in_short_keys_is_kept_raw() -> None:
+    with pytest.raises(UnknownFrame):
+        make(Coinone).parse(b'{"r":"ERROR","c":"ORDERBOOK"}', 0)
