@@ -64,6 +64,7 @@ class Worker:
         self.generation = generation
         self.backoff = backoff or Backoff(clock)
         self.stopping = threading.Event()
+        self.stop_reason = "stop"  # why the work ends when `stop` ends it; `superseded` where another takes it over
         self.state = "new"
         self.beat_us = clock.monotonic_us()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -94,6 +95,15 @@ class Worker:
     def alive(self) -> bool:
         """Whether the thread runs."""
         return self._thread.is_alive()
+
+    @property
+    def settled(self) -> bool:
+        """Whether everything this worker is for has begun, so that the one it replaces may stop."""
+        return self.state == "running"
+
+    def due_for_replacement(self) -> bool:
+        """Tell whether a second generation should take over now, before what is known to come ends this one."""
+        return False
 
     def abandon(self) -> str:
         """Give the worker up and return the stack it is stuck in; its late records are refused from now on."""

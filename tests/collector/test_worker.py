@@ -310,6 +310,15 @@ def test_a_worker_that_hears_no_feed_has_no_rows() -> None:
     assert Stubborn().status() == []
 
 
+def test_a_worker_is_settled_while_it_runs_and_never_wants_to_be_replaced() -> None:
+    worker = Worker("plain", HeardLog(), FakeClock())
+    seen = [worker.settled]
+    worker.state = "running"
+    assert [*seen, worker.settled] == [False, True]
+    assert not worker.due_for_replacement()
+    assert worker.stop_reason == "stop"
+
+
 def test_the_clocks_are_the_machines_own() -> None:
     clock = Clock()
     assert clock.wall_us() > 1_600_000_000_000_000
