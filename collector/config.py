@@ -21,8 +21,8 @@ from collector.errors import ConfigError
 from collector.settings import (
     CONFIG_VARIABLE,
     DEFAULT_EXCHANGES,
-    KEY_VARIABLES,
     PATH_VARIABLES,
+    SECRET_VARIABLES,
     Exchange,
     MarketChoice,
     Section,
@@ -77,10 +77,7 @@ def load(
         if value not in (None, ""):
             raw.put(target, value, "flag")
     secrets = {
-        name: (SecretStr(variables[name][0]), variables[name][1])
-        for names in KEY_VARIABLES.values()
-        for name in names
-        if name in variables
+        name: (SecretStr(variables[name][0]), variables[name][1]) for name in SECRET_VARIABLES if name in variables
     }
 
     settings = None
@@ -111,11 +108,8 @@ def describe(settings: Settings) -> Iterator[Row]:
     """Yield every setting with its value and where it was written; of a secret only whether it is set."""
     for name, (value, source) in settings.sources.items():
         yield Row(name, _plain(value), source)
-    for names in KEY_VARIABLES.values():
-        for name in names:
-            yield Row(
-                name, *(("set", settings.secrets[name][1]) if name in settings.secrets else ("not set", "default"))
-            )
+    for name in SECRET_VARIABLES:
+        yield Row(name, *(("set", settings.secrets[name][1]) if name in settings.secrets else ("not set", "default")))
 
 
 def json_schema() -> dict[str, Any]:
@@ -138,7 +132,7 @@ def _or_empty(setting: dict[str, Any]) -> dict[str, Any]:
 
 def _variables(env: Mapping[str, str], dotenv: Path | None, mistakes: list[Mistake]) -> dict[str, tuple[str, str]]:
     """Return the variables that are set and where: the environment stands above `.env`. No message shows a value."""
-    names = [CONFIG_VARIABLE, *PATH_VARIABLES, *(name for pair in KEY_VARIABLES.values() for name in pair)]
+    names = [CONFIG_VARIABLE, *PATH_VARIABLES, *SECRET_VARIABLES]
     found: dict[str, tuple[str, str]] = {}
     for name, value in _dotenv(dotenv, mistakes):
         if name in names and value:
@@ -166,6 +160,9 @@ def _dotenv(file: Path | None, mistakes: list[Mistake]) -> Iterator[tuple[str, s
             mistakes.append(
                 Mistake(f"{file}:{line}", (), "this line is not NAME=VALUE (it is not shown: it may be secret)")
             )
+        elif binding.value is not None and yaml_lines.UNSEEN.search(binding.value):
+            text = f"the value of {yaml_lines.shown(binding.key)} holds a character that can't be seen"
+            mistakes.append(Mistake(f"{file}:{binding.original.line}", (), text))
         elif binding.key is not None:
             yield binding.key, binding.value
 

@@ -30,6 +30,8 @@ DEFAULT_EXCHANGES = ("bithumb", "coinone", "gopax", "korbit", "upbit")
 CONFIG_VARIABLE = "COLLECTOR_CONFIG"
 PATH_VARIABLES = {"DB_PATH": "storage.path", "LOG_PATH": "log.path"}
 KEY_VARIABLES = {"gopax": ("GOPAX_API_KEY", "GOPAX_SECRET_KEY")}
+DATABASE_VARIABLE = "DATABASE_URL"  # above `storage.url`, since it may hold a password
+SECRET_VARIABLES = (DATABASE_VARIABLE, *(name for names in KEY_VARIABLES.values() for name in names))
 
 Transport = Literal["rest", "websocket"]
 
@@ -186,10 +188,50 @@ class Exchange(Section):
     backoff: Backoff = Field(default_factory=Backoff, description="Waits between two attempts.")
 
 
+class SpoolOptions(Section):
+    """The queue on disk that records go through while the database is away."""
+
+    path: FilePath | None = Field(
+        None,
+        description="Its directory, for one collector alone. Without it: the database file's name with `.spool` "
+        "beside it, or `data/COLLECTOR_ID.spool` for PostgreSQL.",
+    )
+    limit_mib: int = Field(
+        8192, ge=0, le=16_777_216, description="How much may wait there, in MiB; 0: nothing, it waits in memory only."
+    )
+    fsync: Literal["batch", "interval", "never"] = Field(
+        "batch",
+        description="When what was written is brought to the disk: with every `batch`, once a second (`interval`), or "
+        "when the operating system likes (`never`); what is not there is lost in a power cut, and the ledger says so.",
+    )
+    when_full: Literal["drop_newest", "drop_oldest"] = Field(
+        "drop_newest",
+        description="`drop_newest` refuses what comes in, `drop_oldest` gives up what waits longest, up to the next "
+        "complete book of each feed. Both are counted and in the ledger.",
+    )
+
+
 class Storage(Section):
     """Where the data goes."""
 
     path: FilePath = Field(Path("data/collector.sqlite"), description="The SQLite database file.")
+    url: (
+        Annotated[
+            str,
+            Field(
+                pattern=r"^postgres(ql)?://([^\s:@/]*@)?[^\s@/]*(/\S*)?$",
+                json_schema_extra={
+                    "what": "such an address",
+                    "allowed": "postgresql://USER@HOST:PORT/DATABASE without a password: that belongs into "
+                    "DATABASE_URL in the environment or .env, PGPASSWORD, or ~/.pgpass",
+                },
+            ),
+        ]
+        | None
+    ) = Field(
+        None, description="A PostgreSQL database instead of `path`; DATABASE_URL in the environment stands above it."
+    )
+    spool: SpoolOptions = Field(default_factory=SpoolOptions, description="What waits while the database is away.")
     mode: Literal["changes", "full"] = Field(
         "changes",
         description="`changes` stores the price levels that changed, with complete books in between; "
@@ -288,6 +330,23 @@ class Settings(Section):
     def secrets(self) -> Mapping[str, tuple[SecretStr, str]]:
         """The secrets that are set, by the name of their variable, and where each was written."""
         return self._secrets
+
+    @property
+    def database(self) -> str | Path:
+        """The address of the PostgreSQL database, which may hold a password, or else the SQLite file."""
+        if DATABASE_VARIABLE in self._secrets:
+            return self._secrets[DATABASE_VARIABLE][0].get_secret_value()
+        return self.storage.url or self.storage.path
+
+    @property
+    def spool_path(self) -> Path:
+        """The directory of the spool."""
+        if self.storage.spool.path is not None:
+            return self.storage.spool.path
+        database = self.database
+        if isinstance(database, str):
+            return Path("data") / f"{self.collector_id}.spool"
+        return database.with_name(f"{database.name}.spool")
 
     def keys(self, exchange: str) -> tuple[SecretStr, SecretStr] | None:
         """Return key and secret of an exchange, or None where they are not both set."""

@@ -28,8 +28,10 @@ from collector.times import show_time
 from collector.web import WebServer
 from commands.screen import err
 from controllers.base import Setup
-from storage.maintenance import Housekeeping
+from storage.database import make_store, shown
+from storage.spool import Spool
 from storage.sqlite import SQLiteStore
+from storage.store import Run
 from storage.writer import Writer
 
 # Beside a busy thread the writer gets the interpreter back after half a millisecond, not five: docs/performance.md.
@@ -56,16 +58,21 @@ class Daemon:
         plan = list(planned(settings))
         for secret, _ in settings.secrets.values():
             logs.register_secret(secret.get_secret_value())
-        self.store = SQLiteStore(
-            settings.storage.path,
-            collector_id=settings.collector_id,
-            version=collector.__version__,
-            run_uid=str(uuid.uuid4()),
-            started_us=self.started_us,
+        self.store, self._keeper = make_store(
+            settings.database,
+            clock,
+            retention_days=settings.storage.retention_days,
+            rejected_days=settings.limits.rejected_days,
+            rejected_bytes=settings.limits.rejected_mib << 20,
+            event_days=settings.limits.event_days,
+            event_bytes=settings.limits.event_mib << 20,
         )
+        spool = self.spool = _spool(settings, clock)
         _require_log_folder(settings.log.path)  # before the database is touched
         self.store.open()
         try:
+            if spool is not None:
+                spool.open()
             self.logs = logs.setup(
                 settings.log.path,
                 level=settings.log.level,
@@ -77,20 +84,26 @@ class Daemon:
                 clock=clock,
                 on_event=self._keep_event,
             )
-        except ConfigError:
-            self.store.release()
+        except (ConfigError, StorageError):
+            self._release()
             raise
         self.log = logs.get("COLLECTOR")
+        for cut in spool.cuts if spool is not None else ():
+            self.log.warning("spool_cut", segment=cut.segment, offset=cut.offset, bytes=cut.size)
+        self._database_bytes = 0
         self._growth = Growth(clock)
         self.writer = Writer(
             self.store,
             self.intake,
+            Run(str(uuid.uuid4()), settings.collector_id, collector.__version__, self.started_us),
             clock=clock,
             log=logs.get("WRITER"),
             metrics=self.metrics,
             batch_ms=settings.storage.batch_ms,
             batch_records=settings.storage.batch_records,
-            housekeeping=self._housekeeping(),
+            spool=spool,
+            drop_oldest=settings.storage.spool.when_full == "drop_oldest",
+            housekeeping=self._keep_house,
         )
         watchdog_s = watchdog_interval_s()
         self.supervisor = Supervisor(
@@ -134,7 +147,9 @@ class Daemon:
         """Record until a signal or `supervisor.stop()`; return the exit status."""
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         feeds = [row for worker in self.supervisor.workers for row in worker.status()]
-        self.log.info("daemon_start", version=collector.__version__, feeds=len(feeds), database=self.store.path)
+        self.log.info(
+            "daemon_start", version=collector.__version__, feeds=len(feeds), database=shown(self.settings.database)
+        )
         if self.settings.metrics.enabled:
             if self.web.start():
                 self.log.info("metrics_on", host=self.settings.metrics.host, port=self.web.port)
@@ -153,15 +168,19 @@ class Daemon:
         self.logs.stop()
         try:
             if self.writer.state == "stopped":  # in order: nothing it had in hand is missing
-                for batch in iter(lambda: self.intake.take(1000), []):  # what the log said while stopping
-                    self.store.write(batch, self.clock.wall_us())
-                    self.intake.done(batch)
-                if self.intake.empty:
-                    self.store.close_run(self.clock.wall_us())
+                self.writer.finish()
         except StorageError as error:
             err.print(f"{error}", markup=False)
         finally:
-            self.store.release()
+            self._release()
+
+    def _release(self) -> None:
+        self.store.release()
+        if self.spool is not None:
+            try:
+                self.spool.close()
+            except StorageError as error:
+                err.print(f"{error}", markup=False)
 
     # --- what others see --------------------------------------------------------------------------------------------
 
@@ -189,9 +208,9 @@ class Daemon:
         for row, rate in zip(feeds, self._rates.of(feeds), strict=True):
             row["frames_per_s"] = rate
         uptime_s = (self.clock.wall_us() - self.started_us) / 1e6
-        database, wal = self.store.sizes()
+        database, wal = self._sizes()
         per_day = self._growth.per_day()
-        free = shutil.disk_usage(self.store.path.parent).free
+        free = None if wal is None else shutil.disk_usage(self.settings.storage.path.parent).free
         records, size = self.intake.held
         committed_us = self.writer.committed_us
         return {
@@ -208,15 +227,18 @@ class Daemon:
             ],
             "intake": {"records": records, "bytes": size, "bytes_limit": self.intake.limit_bytes},
             "store": {
-                "path": str(self.store.path.resolve()),
+                "path": str(Path(self.settings.database).resolve())
+                if wal is not None
+                else shown(self.settings.database),
                 "failing": self.writer.failing,
                 "last_commit": show_time(committed_us) if committed_us else None,
                 "database_bytes": database,
                 "wal_bytes": wal,
                 "bytes_per_day": None if per_day is None else round(per_day),
                 "disk_free_bytes": free,
-                "days_left": round(free / per_day, 1) if per_day else None,
+                "days_left": round(free / per_day, 1) if per_day and free is not None else None,
             },
+            "spool": self._spool_state(),
             "log_lines_dropped": self.logs.dropped,
         }
 
@@ -226,29 +248,38 @@ class Daemon:
         # The log in the database: kept when there is room, never in the way of data.
         self.intake.put(Delivery("", 0, (event,), EVENT_BYTES + len(event.text)))
 
-    def _housekeeping(self) -> Callable[[], bool]:
-        settings = self.settings
-        keeping = Housekeeping(
-            self.store,
-            self.clock,
-            retention_days=settings.storage.retention_days,
-            rejected_days=settings.limits.rejected_days,
-            rejected_bytes=settings.limits.rejected_mib << 20,
-            event_days=settings.limits.event_days,
-            event_bytes=settings.limits.event_mib << 20,
-        )
-        log = logs.get("WRITER")
+    def _keep_house(self) -> bool:
+        if self._growth.due():
+            self._database_bytes = self.store.size_bytes()
+            database, wal = self._sizes()
+            self.metrics.database_bytes.set(database)
+            self.metrics.wal_bytes.set(wal or 0)
+            self._growth.sample(self._database_bytes)
+            self.metrics.show_log_lines_dropped(self.logs.dropped)
+        return self._keeper.step(self.writer.log)
 
-        def step() -> bool:
-            if self._growth.due():
-                database, wal = self.store.sizes()
-                self.metrics.database_bytes.set(database)
-                self.metrics.wal_bytes.set(wal)
-                self._growth.sample(self.store.pages_bytes())
-                self.metrics.show_log_lines_dropped(self.logs.dropped)
-            return keeping.step(log)
+    def _sizes(self) -> tuple[int, int | None]:
+        # Of the database and its write-ahead log; a server keeps the latter to itself.
+        return self.store.sizes() if isinstance(self.store, SQLiteStore) else (self._database_bytes, None)
 
-        return step
+    def _spool_state(self) -> dict[str, Any]:
+        backlog = self.writer.backlog
+        if backlog is None or self.spool is None:
+            return {"path": None, "batches": 0, "bytes": 0, "bytes_limit": 0, "age_s": 0.0}
+        return {
+            "path": str(self.spool.path.resolve()),
+            "batches": backlog.batches,
+            "bytes": backlog.bytes,
+            "bytes_limit": self.spool.limit_bytes,
+            "age_s": round(backlog.age_s, 1),
+        }
+
+
+def _spool(settings: Settings, clock: Clock) -> Spool | None:
+    options = settings.storage.spool
+    if not options.limit_mib:
+        return None
+    return Spool(settings.spool_path, limit_bytes=options.limit_mib << 20, fsync=options.fsync, clock=clock)
 
 
 def _require_log_folder(folder: Path) -> None:

@@ -38,6 +38,7 @@ MERGED_BATCHES = 64  # brought to the store at once, when it is sure that it has
 class Backlog:
     """The spool between the writer and the store; for the writer's thread.
 
+    `batches` and `bytes` are how many wait and what they take on disk; any thread may read them, and `age_s`.
     `drop_oldest`: a full spool makes room at its old end, instead of refusing what is new. `dropped` is called with
     the numbers of lost book rows by epoch of this run.
     """
@@ -66,8 +67,9 @@ class Backlog:
         self._frames: Counter[str] = Counter()  # of this run, by exchange
         self._told = 0  # the hole that was spoken of last
         metrics.watch_spool(
-            batches=lambda: spool.frames, size=lambda: spool.bytes, age_s=lambda: self.age_s, limit=spool.limit_bytes
+            batches=lambda: self.batches, size=lambda: self.bytes, age_s=lambda: self.age_s, limit=spool.limit_bytes
         )
+        self._show()
 
     @property
     def empty(self) -> bool:
@@ -75,19 +77,9 @@ class Backlog:
         return self._spool.empty
 
     @property
-    def batches(self) -> int:
-        """How many batches wait."""
-        return self._spool.frames
-
-    @property
-    def bytes(self) -> int:
-        """What they take on disk."""
-        return self._spool.bytes
-
-    @property
     def age_s(self) -> float:
         """How long the oldest of them has been waiting."""
-        oldest_us = self._spool.oldest_us
+        oldest_us = self._oldest_us
         return 0.0 if oldest_us is None else max(0.0, (self._clock.wall_us() - oldest_us) / 1e6)
 
     def sync(self) -> None:
@@ -237,6 +229,8 @@ class Backlog:
         return True
 
     def _show(self) -> None:
+        # For other threads: the spool itself is the writer's alone.
+        self.batches, self.bytes, self._oldest_us = self._spool.frames, self._spool.bytes, self._spool.oldest_us
         for exchange, frames in self._frames.items():
             if exchange:
                 self._metrics.spool_frames.labels(exchange).set(frames)

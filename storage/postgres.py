@@ -148,6 +148,11 @@ class PostgresStore:
         sql = "UPDATE run SET closed_us = %s, alive_us = %s WHERE uid = %s"
         self.in_transaction(lambda db: db.execute(sql, (now_us, now_us, _text(run.uid))))
 
+    def size_bytes(self) -> int:
+        """Return what the whole database takes on the server, in bytes."""
+        sql = "SELECT pg_database_size(current_database())"
+        return self.in_transaction(lambda db: int(db.execute(sql).fetchone()[0]))  # type: ignore[index]
+
     def release(self) -> None:
         """Close the session; may be called twice."""
         db, self._db = self._db, None

@@ -349,7 +349,7 @@ class SQLiteStore:
         """Return the bytes of the database file and of its write-ahead log."""
         return _size(self.path), _size(self._beside("-wal"))
 
-    def pages_bytes(self) -> int:
+    def size_bytes(self) -> int:
         """Return the bytes of all pages, those that still stand in the log included; for the writer's thread."""
         db = self._session()
         (pages,), (size,) = db.execute("PRAGMA page_count").fetchone(), db.execute("PRAGMA page_size").fetchone()

@@ -55,5 +55,8 @@ class Store(Protocol):
     def close_run(self, run: Run, now_us: int) -> None:
         """Note that a run ended in order; nothing happens where the store does not know it."""
 
+    def size_bytes(self) -> int:
+        """Return what the database takes, in bytes."""
+
     def release(self) -> None:
         """Close everything and give back what `open` took; may be called twice."""

@@ -167,7 +167,7 @@ class Writer(Worker):
         if backlog is None or backlog.empty:
             return False
         until_us = self.clock.monotonic_us() + DRAIN_US
-        while not backlog.empty:
+        while not self._up_to_date():
             began_us = self.clock.monotonic_us()
             if began_us < self._retry_us:
                 self._sync(backlog)

@@ -11,7 +11,7 @@ import yaml
 
 from collector.config import Settings, describe, json_schema, load
 from collector.errors import ConfigError
-from collector.settings import KEY_VARIABLES, PATH_VARIABLES, MarketChoice
+from collector.settings import PATH_VARIABLES, SECRET_VARIABLES, MarketChoice
 from tests.conftest import ROOT
 
 KNOWN = {
@@ -325,7 +325,7 @@ def test_every_setting_is_in_the_document() -> None:
     schema = json_schema()
     rows = {row[1]: row[0] for row in re.finditer(r"(?m)^\| `([^`]+)` \|.*$", text)}
     wanted = dict(leaves(schema, schema, ""))
-    assert set(rows) == set(wanted) | {*PATH_VARIABLES, *(name for pair in KEY_VARIABLES.values() for name in pair)} | {
+    assert set(rows) == set(wanted) | {*PATH_VARIABLES, *SECRET_VARIABLES} | {
         "COLLECTOR_CONFIG"
     }
     for name, setting in wanted.items():
@@ -337,5 +337,5 @@ def test_every_setting_is_in_the_document() -> None:
 def test_the_env_example_names_every_variable_and_sets_none(tmp_path: Path) -> None:
     text = (ROOT / ".env.example").read_text(encoding="utf-8")
     names = re.findall(r"(?m)^([A-Z_]+)=$", text)
-    assert names == [*PATH_VARIABLES, *(name for pair in KEY_VARIABLES.values() for name in pair)]
+    assert names == [*PATH_VARIABLES, *SECRET_VARIABLES]
     assert read("language: ko\n", tmp_path, dotenv=text).storage == Settings().storage

@@ -21,7 +21,7 @@ import typer.main
 import yaml
 
 from collector.config import Settings
-from collector.settings import KEY_VARIABLES, PATH_VARIABLES
+from collector.settings import PATH_VARIABLES, SECRET_VARIABLES
 from commands.app import app
 from simulator import Simulator
 from tests.conftest import FOREIGN_VARIABLES, ROOT, wait_until
@@ -265,7 +265,7 @@ def test_every_setting_flag_command_variable_and_endpoint_that_is_named_exists(f
         *PATH_VARIABLES,
         "COLLECTOR_CONFIG",
         "COLLECTOR_WIRE",
-        *(n for pair in KEY_VARIABLES.values() for n in pair),
+        *SECRET_VARIABLES,
     }
     for name in re.findall(r"`([A-Z]+_[A-Z_]+)`", text):
         assert name in variables, f"{file}: {name}"
