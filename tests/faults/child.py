@@ -55,9 +55,16 @@ class Daemon(Child):
         """The log so far."""
         return self.log_file.read_text("utf-8") if self.log_file.exists() else ""
 
+    def must_run(self) -> None:
+        """Fail, with what it said last, where it is gone."""
+        if not self.runs:
+            assert self.process is not None and self.process.stderr is not None
+            said = "" if self.process.stderr.closed else self.process.stderr.read().decode("utf-8", "replace")
+            raise AssertionError(f"the daemon ended with {self.process.returncode}\n{self.log[-3000:]}{said}")
+
     def logged(self, text: str, times: int = 1) -> bool:
         """Whether the log has a text so often; fails where the daemon is gone."""
-        assert self.runs, self.log
+        self.must_run()
         return self.log.count(text) >= times
 
     def rows(self, sql: str) -> list[Any]:
@@ -89,7 +96,7 @@ class Daemon(Child):
         before = count()
 
         def more() -> bool:
-            assert self.runs, self.log
+            self.must_run()
             return count() >= before + frames
 
         wait_until(more, seconds, f"{frames} more frames{f' of {exchange}' if exchange else ''}")
@@ -108,6 +115,7 @@ class Daemon(Child):
         if self.runs:
             self.send(signal.SIGCONT)
             self.send(signal.SIGKILL)
+        if self.process is not None and self.process.stderr is not None and not self.process.stderr.closed:
             self.wait()
 
 
