@@ -8,7 +8,7 @@ from typing import Any
 from pydantic_core import ErrorDetails
 
 from collector.settings import KEY_VARIABLES, MARKET_PATTERN, Exchange, MarketChoice, Settings, market_choices
-from collector.yaml_lines import Mistake, Place, Written
+from collector.yaml_lines import ENDLESS, Mistake, Place, Written, shown
 
 SCHEMA = Settings.model_json_schema()
 
@@ -47,7 +47,7 @@ def explain(raw: Written, error: ErrorDetails) -> Mistake:
     if error["loc"][-1] == "[key]" and isinstance(value, dict):  # the name itself is the mistake
         value, schema = place[-1], _schema_at(place[:-1])
     complaint = _COMPLAINTS.get(kind) or f"is not {schema.get('what', 'known')}"
-    return _mistake(raw, place, f"{_shown(value)} {complaint}; allowed: {_allowed(schema)}{_hint(value, schema)}")
+    return _mistake(raw, place, f"{shown(value)} {complaint}; allowed: {_allowed(schema)}{_hint(value, schema)}")
 
 
 def _written(raw: Written, place: Place, step: str | int) -> bool:
@@ -60,13 +60,7 @@ def _mistake(raw: Written, place: Place, text: str) -> Mistake:
 
 
 def _unknown(name: str, what: str, allowed: Iterable[str]) -> str:
-    return f"{name!r} is not {what}; allowed: {', '.join(allowed)}{_did_you_mean(name, allowed)}"
-
-
-def _shown(value: object) -> str:
-    """Write what was found, without the password of a URL and not by the page."""
-    text = re.sub(r"//[^/\s]*@", "//***@", repr(value))
-    return text if len(text) <= 120 else text[:117] + "..."
+    return f"{shown(name)} is not {what}; allowed: {', '.join(allowed)}{_did_you_mean(name, allowed)}"
 
 
 def _schema_at(place: Place) -> dict[str, Any]:
@@ -120,6 +114,9 @@ def _allowed(schema: dict[str, Any]) -> str:
 
 
 def _hint(value: object, schema: dict[str, Any]) -> str:
+    text = shown(value)
+    if "@" in text or "\\" in text or len(text) > 60 or text == ENDLESS:  # a password, or nothing that a slip explains
+        return ""
     if schema.get("what") == "a market" and isinstance(value, str):
         market = _market_meant(value)
         return f" (did you mean {market!r}?)" if market else ""

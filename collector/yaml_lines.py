@@ -4,6 +4,7 @@ Only what settings need: mappings with text keys, lists, scalars. A key that is 
 usually let pass, is a mistake here, because the first value would be lost in silence.
 """
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +16,15 @@ Place = tuple[str | int, ...]
 
 _MAP = "tag:yaml.org,2002:map"
 _SEQ = "tag:yaml.org,2002:seq"
+# Aliases of aliases make a short file endless; no settings are as long as this.
+VALUES_MAX = 20_000
+SHOWN_MAX = 120
+SHOWN_DEPTH_MAX = 20
+ENDLESS = "a number of thousands of digits"
+# No setting holds one, and neither a path nor a terminal takes them all: control characters, halves of characters.
+UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+# What the reader's own converters raise for text that is not what its tag says.
+_UNREADABLE = (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, ArithmeticError)
 
 
 class Mistake(NamedTuple):
@@ -91,8 +101,33 @@ def dotted(place: Place) -> str:
     """Write a place as people do: `exchanges.upbit.markets[1]`."""
     text = ""
     for step in place:
-        text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else step
+        if isinstance(step, int):
+            text += f"[{step}]"
+        else:
+            name = step if re.fullmatch(r"[\w-]{1,64}", step) else shown(step)
+            text += f".{name}" if text else name
     return text
+
+
+def shown(value: object) -> str:
+    """Write what was found: in one line, not by the page, and nothing of what may be a password (`user:pass@host`)."""
+    try:
+        text = repr(_masked(value, 0))
+    except ValueError:  # Python does not write it
+        return ENDLESS
+    return text if len(text) <= SHOWN_MAX else text[: SHOWN_MAX - 3] + "..."
+
+
+def _masked(value: object, depth: int) -> object:
+    if isinstance(value, str):
+        return re.sub(r"^([a-z]{2,5}://)?.*@", r"\1***@", value, flags=re.DOTALL)
+    if isinstance(value, list | dict) and depth > SHOWN_DEPTH_MAX:
+        return ...
+    if isinstance(value, list):
+        return [_masked(entry, depth + 1) for entry in value]
+    if isinstance(value, dict):
+        return {_masked(name, 0): _masked(entry, depth + 1) for name, entry in value.items()}
+    return value
 
 
 def read(file: Path) -> Document:
@@ -122,7 +157,14 @@ def read(file: Path) -> Document:
         kind = "a list" if isinstance(node, yaml.SequenceNode) else "a single value"
         return _unreadable(file, node.start_mark.line + 1, f"the file holds {kind}; allowed: settings, `name: value`")
     walk = _Walk(file, loader)
-    return Document(walk.mapping(node, ()), walk.lines, walk.mistakes)
+    try:
+        return Document(walk.mapping(node, ()), walk.lines, walk.mistakes)
+    except _TooMany:
+        return _unreadable(file, 0, f"the file holds more than {VALUES_MAX} values; write aliases out")
+
+
+class _TooMany(Exception):
+    """The file goes on and on."""
 
 
 class _Walk:
@@ -134,8 +176,12 @@ class _Walk:
         self.lines: dict[Place, int] = {}
         self.mistakes: list[Mistake] = []
         self.open: set[int] = set()  # nodes being walked: an alias to one of them would never end
+        self.values = 0
 
     def value(self, node: yaml.Node, place: Place) -> Any:
+        self.values += 1
+        if self.values > VALUES_MAX:
+            raise _TooMany
         if id(node) in self.open:
             return self.mistake(node, place, "an alias that contains itself is not allowed")
         if isinstance(node, yaml.MappingNode) and node.tag == _MAP:
@@ -150,10 +196,13 @@ class _Walk:
             return items
         if isinstance(node, yaml.ScalarNode):
             try:
-                return self.loader.construct_object(node)
-            except (yaml.YAMLError, ValueError):  # an unknown tag, a date that does not exist
-                return self.mistake(node, place, f"{node.value!r} can't be read; put text in quotes")
-        return self.mistake(node, place, f"the tag {node.tag!r} is not allowed; allowed: plain YAML without tags")
+                found = self.loader.construct_object(node)
+            except _UNREADABLE:  # an unknown tag, a date that does not exist
+                return self.mistake(node, place, f"{shown(node.value)} can't be read; put text in quotes")
+            if isinstance(found, str) and UNSEEN.search(found):
+                return self.mistake(node, place, f"{shown(found)} holds a character that can't be seen")
+            return found
+        return self.mistake(node, place, f"the tag {shown(node.tag)} is not allowed; allowed: plain YAML without tags")
 
     def mapping(self, node: yaml.MappingNode, place: Place) -> dict[str, Any]:
         self.open.add(id(node))
@@ -162,7 +211,8 @@ class _Walk:
             line = key_node.start_mark.line + 1
             name = key_node.value
             if name in found:
-                self.mistake(key_node, place_of, f"{name!r} is written twice; first in line {self.lines[place_of]}")
+                text = f"{shown(name)} is written twice; first in line {self.lines[place_of]}"
+                self.mistake(key_node, place_of, text)
                 continue
             self.lines[place_of] = line
             found[name] = self.value(value_node, place_of)
@@ -174,8 +224,8 @@ class _Walk:
             if isinstance(key_node, yaml.ScalarNode) and key_node.tag == "tag:yaml.org,2002:str":
                 yield (*place, key_node.value), key_node, value_node
             else:
-                shown = key_node.value if isinstance(key_node, yaml.ScalarNode) else "a list or mapping"
-                self.mistake(key_node, place, f"{shown!r} can't be the name of a setting; allowed: text")
+                name = shown(key_node.value) if isinstance(key_node, yaml.ScalarNode) else "a list or mapping"
+                self.mistake(key_node, place, f"{name} can't be the name of a setting; allowed: text")
 
     def mistake(self, node: yaml.Node, place: Place, text: str) -> None:
         line = node.start_mark.line + 1
