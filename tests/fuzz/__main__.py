@@ -1,0 +1,105 @@
+"""`python -m tests.fuzz`: spoiled messages for every exchange, spoiled settings, by the million.
+
+Prints how many ended how and how fast; ends with 1 when anything was found that must not be, and says how to see it
+again. See docs/testing.md.
+"""
+
+import os
+import random
+import resource
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from controllers import controller_class
+from tests.conftest import ROOT
+from tests.fuzz import settings as spoiled_settings
+from tests.fuzz import venues
+from tests.fuzz.guard import Guard
+from tests.fuzz.venues import OUTCOMES, SESSION, Violation
+
+SETTINGS = "settings"
+FIGURES = (*OUTCOMES, "answers", "settings", "refused")
+MEMORY_BYTES_MAX = 4 << 30
+TOLD_EVERY_S = 30.0
+
+Run = Callable[[Guard, Callable[[int], object]], Counter[str]]
+
+
+def main(
+    venue: Annotated[
+        list[str] | None, typer.Option(help=f"Only this exchange, or {SETTINGS!r}; may be given again.")
+    ] = None,
+    frames: Annotated[int, typer.Option(min=1, help="Spoiled messages for each exchange and transport.")] = 1_000_000,
+    mutations: Annotated[int, typer.Option(min=1, help="Spoiled settings.")] = 50_000,
+    seed: Annotated[int | None, typer.Option(help="The first seed; without it another one every time.")] = None,
+) -> None:
+    """Look for messages and settings that the collector can't cope with."""
+    wire = Path(os.environ.get("COLLECTOR_WIRE") or ROOT.parent / "shared" / "wire")
+    first = random.SystemRandom().randrange(10**9) if seed is None else seed
+    print(f"seed {first}, {'with' if wire.is_dir() else 'without'} recorded traffic", flush=True)
+    runs = _runs(frames, mutations, first, wire if wire.is_dir() else None)
+    unknown = set(venue or ()) - {name.partition("/")[0] for name in runs}
+    if unknown:
+        raise typer.BadParameter(f"{', '.join(sorted(unknown))}: allowed are {', '.join(sorted(runs))}")
+    found = False
+    table = Table(box=None, pad_edge=False)
+    for column in ("", "spoiled", *FIGURES, "per second", "slowest ms"):
+        table.add_column(column, justify="left" if not column else "right")
+    for name, run in runs.items():
+        if not venue or name.partition("/")[0] in venue:
+            found = not _row(table, name, run) or found
+    print(flush=True)
+    Console(width=120).print(table)
+    raise typer.Exit(1 if found else 0)
+
+
+def _runs(frames: int, mutations: int, seed: int, wire: Path | None) -> dict[str, Run]:
+    def of_venue(exchange: str, transport: str) -> Run:
+        cls = controller_class(exchange, transport)
+        return lambda guard, progress: venues.fuzz(cls, frames, seed, wire=wire, guard=guard, progress=progress)
+
+    def of_settings(guard: Guard, progress: Callable[[int], object]) -> Counter[str]:
+        with TemporaryDirectory() as folder:
+            return spoiled_settings.fuzz(mutations, Path(folder), seed, guard=guard, progress=progress)
+
+    runs: dict[str, Run] = {"/".join(target): of_venue(*target) for target in venues.targets()}
+    return {**runs, SETTINGS: of_settings}
+
+
+def _row(table: Table, name: str, run: Run) -> bool:
+    """Run one target and add its row; tell whether nothing was found."""
+    guard = Guard(spoiled_settings.CPU_S_MAX) if name == SETTINGS else Guard()
+    began_s = told_s = time.monotonic()
+
+    def progress(done: int) -> None:
+        nonlocal told_s
+        now_s = time.monotonic()
+        if now_s - told_s >= TOLD_EVERY_S:
+            told_s = now_s
+            print(f"{name}: {done:,}, {done / (now_s - began_s):,.0f} a second", file=sys.stderr, flush=True)
+
+    try:
+        counts = run(guard, progress)
+    except Violation as violation:
+        again = f"--mutations 1 --venue {SETTINGS}" if name == SETTINGS else f"--frames {SESSION} --venue {name}"
+        print(f"\n{violation}\nagain: make fuzz ARGS='--seed {violation.seed} {again.partition('/')[0]}'\n", flush=True)
+        table.add_row(name, "see above")
+        return False
+    rate = counts["frames"] / (time.monotonic() - began_s)
+    figures = [f"{counts[key]:,}" if key in counts else "" for key in ("frames", *FIGURES)]
+    table.add_row(name, *figures, f"{rate:,.0f}", f"{guard.slowest_s * 1000:.0f}")
+    return True
+
+
+if __name__ == "__main__":
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES_MAX, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    typer.run(main)

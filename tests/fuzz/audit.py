@@ -1,0 +1,175 @@
+"""Reads what a controller hands over as a store would, and complains about everything that no store may hold.
+
+`tests.fakes.Stored` does the same for single tests and keeps every book; this one looks at a million rows, so it keeps
+one book a feed and reads no number twice.
+"""
+
+import json
+import re
+from dataclasses import dataclass, field
+from decimal import Decimal
+from itertools import pairwise
+
+from collector.intake import Intake
+from collector.numbers import DIGITS_MAX
+from collector.records import (
+    CHECKSUM_MISMATCH,
+    CROSSED,
+    KEYFRAME,
+    SAMPLED,
+    BookRow,
+    CoverageMark,
+    EpochEnded,
+    EpochOpened,
+    EpochVerdict,
+    Record,
+    Rejected,
+)
+
+INTEGERS = range(-(1 << 63), 1 << 63)
+FLAGS = KEYFRAME | CROSSED | CHECKSUM_MISMATCH | SAMPLED
+REASON_MAX = 500
+
+Side = dict[str, str]
+
+_is_positive = re.compile(r"(?=[0-9.]*[1-9])[0-9]+(?:\.[0-9]+)?").fullmatch
+
+
+class Breach(AssertionError):
+    """Something was handed over, or done, that must not be."""
+
+
+def require(condition: object, text: str) -> None:
+    """Raise `Breach` unless the condition holds."""
+    if not condition:
+        raise Breach(text)
+
+
+@dataclass(slots=True)
+class Epoch:
+    """An epoch as far as its records tell."""
+
+    market: str
+    n: int = 0
+    at_us: int = 0
+    frames: int = 0
+    ended: bool = False
+    bids: Side = field(default_factory=dict)
+    asks: Side = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Taken:
+    """What one frame made."""
+
+    stored: int = 0
+    rejected: int = 0
+    rows: list[BookRow] = field(default_factory=list)
+    kept_raw: list[Rejected] = field(default_factory=list)
+
+
+class Audit:
+    """Everything one controller handed over."""
+
+    def __init__(self, intake: Intake, markets: tuple[str, ...]) -> None:
+        self._intake = intake
+        self._markets = markets
+        self.epochs: dict[int, Epoch] = {}
+        self.rows = dict.fromkeys(markets, 0)
+
+    def take(self) -> Taken:
+        """Read what waits in the intake; raises `Breach`."""
+        taken = Taken()
+        deliveries = self._intake.take(1 << 30)
+        for delivery in deliveries:
+            taken.stored += delivery.frames
+            taken.rejected += delivery.rejected
+            for record in delivery.records:
+                self._record(record, taken)
+        self._intake.done(deliveries)
+        require(self._intake.empty, "the intake holds what nobody can take")
+        return taken
+
+    def book(self, epoch: int) -> list[list[tuple[str, Decimal]]]:
+        """Return bids and asks of an epoch as they are rebuilt from its rows, best first."""
+        kept = self.epochs[epoch]
+        return [
+            sorted(((price, Decimal(size)) for price, size in side.items()), key=_price, reverse=side is kept.bids)
+            for side in (kept.bids, kept.asks)
+        ]
+
+    def _record(self, record: Record, taken: Taken) -> None:
+        match record:
+            case BookRow():
+                self._row(self._open(record.epoch), record)
+                taken.rows.append(record)
+            case EpochOpened():
+                require(record.epoch not in self.epochs, f"epoch {record.epoch} is opened twice")
+                require(record.market in self._markets, f"an epoch of {record.market!r}, which nobody asked for")
+                self.epochs[record.epoch] = Epoch(record.market)
+            case CoverageMark():
+                epoch = self._open(record.epoch)
+                require(epoch.n, "coverage without a book")
+                require(
+                    record.confirmed_until_us <= record.heard_until_us, "data confirmed after the last sign of life"
+                )
+                require(record.frames >= max(1, epoch.frames), "coverage that counts backwards")
+                epoch.frames = record.frames
+            case EpochEnded():
+                self._open(record.epoch).ended = True
+            case EpochVerdict():
+                self._open(record.epoch)
+            case Rejected():
+                require(record.reason.encode("utf-8", "replace").decode() == record.reason, "a reason that is no text")
+                require(len(record.reason) <= 6 * len(record.frame) + REASON_MAX, "a reason longer than what it is of")
+                taken.kept_raw.append(record)
+            case _:
+                raise Breach(f"{type(record).__name__} from a controller")
+
+    def _open(self, number: int) -> Epoch:
+        require(number in self.epochs, f"epoch {number} was never opened")
+        require(not self.epochs[number].ended, f"epoch {number} is over")
+        return self.epochs[number]
+
+    def _row(self, epoch: Epoch, row: BookRow) -> None:
+        epoch.n += 1
+        self.rows[epoch.market] += 1
+        require(row.n == epoch.n, f"row {row.n} where {epoch.n} comes next")
+        require(row.at_us >= epoch.at_us, "a row before the one before it")
+        epoch.at_us = row.at_us
+        require(not row.flags & ~FLAGS, f"flags {row.flags}")
+        require(all(number in INTEGERS for number in (row.at_us, row.lag_us or 0, row.sequence or 0)), "past 64 bits")
+        if row.flags & KEYFRAME:
+            require(row.bids is not None and row.asks is not None, "a keyframe without a side")
+            bids, asks = self._pairs(row.bids), self._pairs(row.asks)
+            epoch.bids, epoch.asks = dict(bids), dict(asks)
+            prices = [[Decimal(price) for price, _ in side] for side in (bids, asks)]
+            require(_rises(prices[1]) and _rises(prices[0][::-1]), "a complete book that is not best first")
+            crossed = bool(prices[0] and prices[1]) and prices[0][0] >= prices[1][0]
+            require(crossed == bool(row.flags & CROSSED), "a flag that does not say what the book is")
+            return
+        require(epoch.n > 1, "an epoch that does not open with a complete book")
+        for side, text in ((epoch.bids, row.bids), (epoch.asks, row.asks)):
+            for price, size in self._pairs(text, changes=True):
+                if size == "0":
+                    require(side.pop(price, None), f"{price} is removed and was not there")
+                else:
+                    require(side.get(price) != size, f"{price} is told and did not change")
+                    side[price] = size
+
+    @staticmethod
+    def _pairs(text: str | None, *, changes: bool = False) -> list[list[str]]:
+        pairs: list[list[str]] = json.loads(text or "[]")
+        for price, size in pairs:
+            require(_is_positive(price), f"price {price!r}")
+            require(_is_positive(size) or (changes and size == "0"), f"size {size!r}")
+            require(max(len(price), len(size)) <= 2 * DIGITS_MAX + 2, "a number longer than any market has")
+        return pairs
+
+
+def _price(level: tuple[str, Decimal]) -> Decimal:
+    return Decimal(level[0])
+
+
+def _rises(prices: list[Decimal]) -> bool:
+    return all(low < high for low, high in pairwise(prices))

@@ -1,0 +1,61 @@
+"""`make fuzz`: what it prints, and that it fails when something is found."""
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import typer
+
+from tests.fuzz import __main__ as program
+from tests.fuzz import venues
+from tests.fuzz.venues import Violation, targets
+
+
+def run(capsys: pytest.CaptureFixture[str], **options: Any) -> tuple[int, str]:
+    """Run it with these options; return the exit status and what it printed."""
+    with pytest.raises(typer.Exit) as left:
+        program.main(**{"venue": None, "frames": 10, "mutations": 5, "seed": 1, **options})
+    return left.value.exit_code, capsys.readouterr().out
+
+
+def test_every_target_has_its_row_and_its_figures(capsys: pytest.CaptureFixture[str]) -> None:
+    status, printed = run(capsys)
+    assert status == 0
+    rows = {line.split()[0]: line.split()[1:] for line in printed.splitlines()[3:]}
+    assert set(rows) == {*map("/".join, targets()), "settings"}
+    for name, figures in rows.items():
+        spoiled, *ended = (int(figure) for figure in figures[: 3 if name == "settings" else 5])
+        assert spoiled == sum(ended) == (5 if name == "settings" else 10)
+
+
+def test_one_exchange_alone_with_all_its_transports(capsys: pytest.CaptureFixture[str]) -> None:
+    _, printed = run(capsys, venue=["bithumb"])
+    assert [line.split()[0] for line in printed.splitlines()[3:]] == ["bithumb/rest", "bithumb/websocket"]
+
+
+def test_without_a_seed_another_one_is_drawn_and_told(capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = (run(capsys, venue=["settings"], seed=None)[1].split(",")[0] for _ in range(2))
+    assert first != second
+    assert first.startswith("seed ")
+
+
+def test_an_exchange_that_is_not_there_is_refused() -> None:
+    with pytest.raises(typer.BadParameter, match="nowhere: allowed are bithumb/rest, "):
+        program.main(venue=["nowhere"], frames=1, mutations=1, seed=1)
+
+
+def test_what_is_found_is_told_with_the_way_to_see_it_again_and_the_rest_goes_on(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fuzz(cls: Any, *rest: object, **more: object) -> Counter[str]:
+        if cls.exchange == "gopax":
+            raise Violation("gopax/websocket", 7, 12, b"<frame>", AssertionError("it is so"))
+        return found(cls, *rest, **more)
+
+    found: Any = venues.fuzz
+    monkeypatch.setattr(venues, "fuzz", fuzz)
+    status, printed = run(capsys)
+    assert status == 1
+    assert "gopax/websocket, seed 7, number 12: it is so\nb'<frame>'\n" in printed
+    assert "again: make fuzz ARGS='--seed 7 --frames 500 --venue gopax'" in printed
+    assert "upbit/websocket  " in printed

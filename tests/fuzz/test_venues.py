@@ -1,0 +1,216 @@
+"""Every exchange holds out against messages that are spoiled, and what watches over that notices when one does not."""
+
+import os
+import re
+from collections.abc import Iterable
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from collector.errors import BadFrame, VenueRefused
+from collector.records import Book, Message
+from controllers import book, controller_class
+from controllers.base import Controller
+from controllers.book import Side
+from controllers.feed import HeardFeed
+from controllers.gopax import Gopax
+from controllers.upbit import Upbit
+from tests.conftest import ROOT
+from tests.fuzz import guard, venues
+from tests.fuzz.guard import Guard
+from tests.fuzz.venues import SESSION, Session, Violation, fuzz, targets
+
+FRAMES = 2000
+PATIENT = 10.0  # seconds of processor time for a frame: this machine may be slow, and what hangs takes for ever
+
+
+def recorded_traffic() -> Path | None:
+    """Return the folder of recorded traffic; there is enough to spoil without it."""
+    folder = Path(os.environ.get("COLLECTOR_WIRE") or ROOT.parent / "shared" / "wire")
+    return folder if folder.is_dir() else None
+
+
+@pytest.mark.parametrize("target", targets(), ids="/".join)
+def test_every_spoiled_frame_ends_in_one_outcome(target: tuple[str, str]) -> None:
+    """Fails when `_put` asks no size whether it is negative, when `side` forgets prices that stand there twice, ..."""
+    counts = fuzz(controller_class(*target), FRAMES, seed=1, wire=recorded_traffic(), guard=Guard(PATIENT))
+    assert counts["frames"] == FRAMES
+    assert sum(counts[outcome] for outcome in venues.OUTCOMES) == FRAMES
+    assert all(counts[outcome] > 5 for outcome in venues.OUTCOMES), "else something is not tried"
+
+
+def test_every_exchange_is_there() -> None:
+    assert len(targets()) >= 6
+    assert {("bithumb", "rest"), ("bithumb", "websocket")} <= set(targets())
+
+
+def test_a_session_depends_on_its_seed_alone() -> None:
+    def heard(seed: int) -> list[bytes]:
+        session = Session(Upbit, seed, venues.supplied(Upbit), Guard(PATIENT))
+        frames: list[bytes] = []
+        feed = session._feed
+        session._feed = lambda frame: frames.append(frame) or feed(frame)  # type: ignore[func-returns-value,method-assign]
+        session.run(100)
+        return frames
+
+    assert heard(3) == heard(3) != heard(4)
+
+
+# --- it notices -------------------------------------------------------------------------------------------------------
+
+
+def found(cls: type[Controller], frames: int = 4 * SESSION) -> Violation:
+    with pytest.raises(Violation) as violation:
+        fuzz(cls, frames, seed=1, guard=Guard(PATIENT))
+    return violation.value
+
+
+class Escaping(Upbit):
+    """Lets another error than `SourceError` pass."""
+
+    def parse(self, frame: bytes, received_us: int) -> Iterable[Message]:
+        try:
+            return super().parse(frame, received_us)
+        except BadFrame as error:
+            raise ValueError(str(error)) from error
+
+
+class Guessing(Upbit):
+    """Takes a book that it can't read for the last one that it could."""
+
+    last: tuple[Message, ...] = ()
+
+    def parse(self, frame: bytes, received_us: int) -> Iterable[Message]:
+        try:
+            type(self).last = tuple(super().parse(frame, received_us)) or self.last
+        except VenueRefused:
+            raise
+        except BadFrame:
+            return self.last
+        return self.last
+
+
+class Wandering(Upbit):
+    """Takes every book for one of the same market."""
+
+    def parse(self, frame: bytes, received_us: int) -> Iterable[Message]:
+        for message in super().parse(frame, received_us):
+            assert isinstance(message, Book)
+            yield Book("BTC-KRW", message.bids, message.asks, message.venue_us, None, message.totals)
+
+
+class Rounding(Upbit):
+    """Reads prices through floats."""
+
+    def parse(self, frame: bytes, received_us: int) -> Iterable[Message]:
+        for message in super().parse(frame, received_us):
+            assert isinstance(message, Book)
+            bids = {
+                price: str(float(size) * 1.1) if type(size) is str else size for price, size in message.bids.items()
+            }
+            yield Book(message.market, bids, message.asks, message.venue_us, None, message.totals)
+
+
+class Losing(Upbit):
+    """Loses a frame when it is rejected."""
+
+    def handle(self, frame: bytes, at_us: int) -> list[Message]:
+        rejected = self._rejected
+        asks = super().handle(frame, at_us)
+        if self._rejected > rejected:
+            self._records.pop()
+        return asks
+
+
+class Overlooking(Gopax):
+    """Goes on after a rejected change as if nothing had been."""
+
+    def after_rejection(self) -> None:
+        return
+
+
+class Endless(Upbit):
+    """Does not end for some frames."""
+
+    def parse(self, frame: bytes, received_us: int) -> Iterable[Message]:
+        while b"\\u" in frame:
+            pass
+        return super().parse(frame, received_us)
+
+
+class Hoarding(Upbit):
+    """Takes a hundred megabytes for a bracket."""
+
+    def parse(self, frame: bytes, received_us: int) -> Iterable[Message]:
+        if b"[[" in frame:
+            bytearray(b"x") * (200 << 20)
+        return super().parse(frame, received_us)
+
+
+class Confusing(Gopax):
+    """Lists whatever stands in the place of a name."""
+
+    @classmethod
+    def parse_listing(cls, body: bytes) -> list[str]:
+        return [*super().parse_listing(body), 5]  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize(
+    ("cls", "text"),
+    [
+        (Escaping, "only SourceError may leave parse"),
+        (Guessing, "no JSON|which the frame does not name"),
+        (Wandering, "of BTC-KRW, which the frame does not name|not the one that was sent"),
+        (Rounding, "is not in the frame|not the one that was sent"),
+        (Losing, "rejected and not kept"),
+        (Overlooking, "a connection that should end"),
+        (Hoarding, "memory grew by"),
+        (Confusing, "market 5"),
+    ],
+)
+def test_a_controller_that_does_wrong_is_found(cls: type[Controller], text: str) -> None:
+    violation = found(cls)
+    assert re.search(text, str(violation)), str(violation)[:500]
+
+
+def test_work_without_an_end_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "CPU_S_HANGING", 0.2)
+    violation = found(Endless)
+    assert b"\\u" in violation.frame
+    assert "no end after" in str(violation)
+
+
+def test_numbers_below_nought_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(book, "_ZERO", Decimal("-Infinity"))
+    assert re.search(r"(price|size) '-", str(found(Upbit)))
+
+
+def test_a_book_that_is_not_sorted_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    as_text = Side.as_text
+    monkeypatch.setattr(Side, "as_text", lambda side, highest_first: as_text(side, highest_first=not highest_first))
+    assert "best first" in str(found(Upbit))
+
+
+def test_a_row_left_out_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def confirm(feed: HeardFeed, at_us: int) -> None:
+        confirmed(feed, at_us)
+        feed.n += feed.n == 3
+
+    confirmed = HeardFeed.confirm
+    monkeypatch.setattr(HeardFeed, "confirm", confirm)
+    assert "row 5 where 4 comes next" in str(found(Upbit))
+
+
+def test_a_violation_shows_the_frame_and_the_seed_that_makes_it_again() -> None:
+    first = found(Confusing)
+    again = fuzz_once(Confusing, first.seed)
+    assert (again.seed, again.number, again.frame) == (first.seed, first.number, first.frame)
+    assert f"seed {first.seed}," in str(first)
+    assert repr(first.frame)[:100] in str(first)
+
+
+def fuzz_once(cls: type[Controller], seed: int) -> Violation:
+    with pytest.raises(Violation) as violation:
+        fuzz(cls, SESSION, seed, guard=Guard(PATIENT))
+    return violation.value
