@@ -79,7 +79,14 @@ def _demo_settings(
     exchanges["bithumb"]["markets"] = [markets[0], *({other: {"transport": "websocket"}} for other in markets[1:2])]
     file = folder / "demo.yaml"
     file.write_bytes(
-        orjson.dumps({"exchanges": exchanges, "metrics": {"port": 0}, "log": {"stderr": False}})
+        orjson.dumps(
+            {
+                "exchanges": exchanges,
+                "metrics": {"port": 0},
+                "log": {"stderr": False},
+                "storage": {"spool": {"limit_mib": 0}},
+            }
+        )
     )  # JSON is YAML
     flags = {"storage.path": str(db), "log.path": str(log_path), "language": language}
     return load(file, env={}, dotenv=None, flags=flags, known=controllers.known())

@@ -295,10 +295,10 @@ def test_a_book_of_changes_that_differs_counts_up_to_where_it_last_agreed(
     assert len(epoch.rows) > 40, "more was written"
     assert scene.controller.feeds[MARKET].gap_since_us == 30_000_000
 
-    store = SQLiteStore(tmp_path / "c.sqlite", collector_id="t", version="t", run_uid="u", started_us=1)
+    store = OneRun(tmp_path / "c.sqlite", "u", started_us=1)
     store.open()
     for delivery in scene.stored.deliveries:
-        store.write([delivery], 1)
+        store.put([delivery], 1)
     store.release()
     with Reader(store.path) as reader:
         (kept,) = reader.epochs("VENUE", MARKET)

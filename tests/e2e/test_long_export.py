@@ -41,13 +41,13 @@ def rows(epoch: int, first: int, count: int) -> tuple[BookRow | CoverageMark, ..
 
 def test_a_million_updates(tmp_path: Path) -> None:
     """Under 200 MB resident, and under 64 MB of write-ahead log, as the store promises."""
-    store = SQLiteStore(tmp_path / "c.sqlite", collector_id="t", version="t", run_uid="u", started_us=START_US)
+    store = OneRun(tmp_path / "c.sqlite", "u", started_us=START_US)
     store.open()
     for epoch, market in ((1, "BTC-KRW"), (2, "ETH-KRW")):
         opened = EpochOpened(epoch, "UPBIT", market, "orderbook", "websocket", START_US)
-        store.write([Delivery("upbit", 1, (opened,), 1)], START_US)
+        store.put([Delivery("upbit", 1, (opened,), 1)], START_US)
     for first in range(1, UPDATES, BATCH):
-        store.write([Delivery("upbit", BATCH, rows(1, first, BATCH), 1)], START_US)
+        store.put([Delivery("upbit", BATCH, rows(1, first, BATCH), 1)], START_US)
 
     command = [
         *(sys.executable, str(ROOT / "run_controller.py"), "export", "UPBIT", "out.ndjson", "--market", "BTC-KRW"),
@@ -59,7 +59,7 @@ def test_a_million_updates(tmp_path: Path) -> None:
     wal_bytes, first = 0, 1
     pid, status, usage = os.wait4(export.pid, os.WNOHANG)
     while not pid:
-        store.write([Delivery("upbit", 1000, rows(2, first, 1000), 1)], START_US)
+        store.put([Delivery("upbit", 1000, rows(2, first, 1000), 1)], START_US)
         first += 1000
         wal_bytes = max(wal_bytes, store.sizes()[1])
         pid, status, usage = os.wait4(export.pid, os.WNOHANG)

@@ -5,10 +5,39 @@ import sqlite3
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from storage.sqlite import APPLICATION_ID, SCHEMA_VERSION, migrations
+from collector.records import Delivery
+from storage.sqlite import APPLICATION_ID, SCHEMA_VERSION, SQLiteStore, migrations
+from storage.store import Batch, Run
 
 T0 = 1_700_000_000_000_000  # when the first epoch of most tests opens
 Changes = Sequence[tuple[str, str]]
+
+
+class OneRun(SQLiteStore):
+    """An SQLite store as one run of a collector uses it: every `put` is its next batch."""
+
+    def __init__(
+        self,
+        path: Path,
+        uid: str = "run 1",
+        *,
+        started_us: int = T0,
+        collector_id: str = "here",
+        version: str = "1.2.3",
+    ) -> None:
+        super().__init__(path)
+        self.run = Run(uid, collector_id, version, started_us)
+        self.number = 0
+
+    def put(self, deliveries: Iterable[Delivery], now_us: int) -> int:
+        """Write the run's next batch; where that fails the number is used again."""
+        there = self.write(Batch(self.run, self.number + 1, tuple(deliveries)), now_us)
+        self.number += 1
+        return there
+
+    def end_run(self, now_us: int) -> None:
+        """Close the run."""
+        self.close_run(self.run, now_us)
 
 
 class Builder:

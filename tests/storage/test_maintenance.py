@@ -302,7 +302,7 @@ def test_a_round_an_hour_in_steps_with_the_real_store(tmp_path: Path) -> None:
         epoch = builder.epoch(opened_us=opened_us, heard_us=opened_us + 10, reason="stop")
         builder.row(epoch, 1, 0, bids=[], asks=[], keyframe=True)
     builder.close()
-    store = SQLiteStore(path, collector_id="here", version="0.1.0", run_uid="one", started_us=MIDNIGHT)
+    store = OneRun(path, "one", started_us=MIDNIGHT)
     store.open()
     clock, log = StepClock(MIDNIGHT + 5), QuietLog()
     try:
@@ -438,7 +438,7 @@ def test_copy_that_differs_is_no_backup(db: Builder, tmp_path: Path, monkeypatch
 def test_reading_beside_a_writer_gives_up_none_of_its_locks(tmp_path: Path) -> None:
     """A file that is opened and closed loses the locks of its whole process; a writer's must survive a reader."""
     path = tmp_path / "collector.sqlite"
-    store = SQLiteStore(path, collector_id="here", version="0.1.0", run_uid="one", started_us=T0)
+    store = OneRun(path, "one", started_us=T0)
     store.open()
     try:
         locks = held_locks(path)

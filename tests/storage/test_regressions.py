@@ -22,20 +22,20 @@ def told(text: str) -> list[Delivery]:
 
 @pytest.fixture
 def store(tmp_path: Path) -> SQLiteStore:
-    store = SQLiteStore(tmp_path / "c.sqlite", collector_id="t", version="t", run_uid="u", started_us=1)
+    store = OneRun(tmp_path / "c.sqlite", "u", started_us=1)
     store.open()
-    store.write(told("first"), 1)
+    store.put(told("first"), 1)
     return store
 
 
 def test_nothing_is_written_into_a_file_that_is_gone(store: SQLiteStore, tmp_path: Path) -> None:
     store.path.rename(tmp_path / "aside")
     with pytest.raises(StorageCorrupt, match="removed or replaced"):
-        store.write(told("lost"), 2)
+        store.put(told("lost"), 2)
     assert not store.path.exists(), "no new one comes into being, which would lack the tables"
 
     (tmp_path / "aside").rename(store.path)
-    store.write(told("kept"), 3)
+    store.put(told("kept"), 3)
     assert [row[0] for row in store.connection.execute("SELECT text FROM event ORDER BY id")] == ["first", "kept"]
     store.release()
 
@@ -45,7 +45,7 @@ def test_nothing_is_written_where_another_file_took_its_place(store: SQLiteStore
     store.path.unlink()
     store.path.write_bytes(copy)
     with pytest.raises(StorageCorrupt, match="removed or replaced"):
-        store.write(told("lost"), 2)
+        store.put(told("lost"), 2)
     store.release()
 
 

@@ -35,6 +35,7 @@ from collector.records import (
 from simulator.judge import judge
 from storage.sqlite import APPLICATION_ID, MIGRATIONS, SCHEMA_VERSION, SQLiteStore
 from tests.conftest import ROOT
+from tests.storage.build import OneRun
 from tests.storage.victim import rows_until
 
 T0 = 1_790_000_000_000_000
@@ -43,8 +44,8 @@ FIRST = BookRow(1, 1, 0, 5, 77, KEYFRAME, '[["99","1.5"],["98","2"]]', '[["101",
 MARK = CoverageMark(1, T0 + 10, T0 + 5, 1)
 
 
-def make(path: Path, uid: str = "run 1", *, started_us: int = T0) -> SQLiteStore:
-    return SQLiteStore(path, collector_id="here", version="1.2.3", run_uid=uid, started_us=started_us)
+def make(path: Path, uid: str = "run 1", *, started_us: int = T0) -> OneRun:
+    return OneRun(path, uid, started_us=started_us)
 
 
 def deliver(*records: Record) -> list[Delivery]:
@@ -57,7 +58,7 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def store(path: Path) -> Iterator[SQLiteStore]:
+def store(path: Path) -> Iterator[OneRun]:
     store = make(path)
     store.open()
     yield store
@@ -104,7 +105,7 @@ def test_an_empty_file_is_taken(path: Path) -> None:
     assert query(path, "PRAGMA application_id") == [(APPLICATION_ID,)]
 
 
-def test_everything_that_is_promised_of_the_file_is_in_force(store: SQLiteStore) -> None:
+def test_everything_that_is_promised_of_the_file_is_in_force(store: OneRun) -> None:
     def pragma(name: str) -> object:
         return store.connection.execute(f"PRAGMA {name}").fetchone()[0]
 
@@ -118,19 +119,19 @@ def test_everything_that_is_promised_of_the_file_is_in_force(store: SQLiteStore)
     assert pragma("user_version") == SCHEMA_VERSION
 
 
-def test_what_is_promised_is_in_force_when_the_file_is_opened_again(store: SQLiteStore) -> None:
+def test_what_is_promised_is_in_force_when_the_file_is_opened_again(store: OneRun) -> None:
     store.release()
     store.open()
     pragmas = ("journal_mode", "synchronous", "auto_vacuum", "foreign_keys")
     assert [store.connection.execute(f"PRAGMA {name}").fetchone()[0] for name in pragmas] == ["wal", 2, 2, 1]
 
 
-def test_a_run_starts_where_the_epochs_of_earlier_runs_end(store: SQLiteStore) -> None:
-    store.write(deliver(OPENED, FIRST, EpochOpened(2, "GOPAX", "BTC-KRW", "orderbook", "websocket", T0)), T0)
+def test_a_run_starts_where_the_epochs_of_earlier_runs_end(store: OneRun) -> None:
+    store.put(deliver(OPENED, FIRST, EpochOpened(2, "GOPAX", "BTC-KRW", "orderbook", "websocket", T0)), T0)
     store.release()
     later = make(store.path, "run 2", started_us=T0 + 50)
     later.open()
-    later.write(deliver(OPENED, FIRST, MARK), T0 + 60)
+    later.put(deliver(OPENED, FIRST, MARK), T0 + 60)
     later.release()
 
     assert query(store.path, "SELECT epoch_base, alive_us FROM run ORDER BY id") == [(0, T0), (2, T0 + 60)]
@@ -139,24 +140,24 @@ def test_a_run_starts_where_the_epochs_of_earlier_runs_end(store: SQLiteStore) -
     assert query(store.path, "SELECT epoch, frames FROM coverage ORDER BY epoch") == [(1, 0), (2, 0), (3, 1)]
 
 
-def test_the_same_run_that_opens_again_goes_on(store: SQLiteStore) -> None:
-    store.write(deliver(OPENED), T0)
+def test_the_same_run_that_opens_again_goes_on(store: OneRun) -> None:
+    store.put(deliver(OPENED), T0)
     store.release()
     store.open()
-    store.write(deliver(FIRST), T0)
+    store.put(deliver(FIRST), T0)
     assert query(store.path, "SELECT count(*) FROM run") == [(1,)]
     assert query(store.path, "SELECT id >> 24 FROM book") == [(1,)]
 
 
-def test_an_orderly_end_is_noted(store: SQLiteStore) -> None:
-    store.close_run(T0 + 99)
+def test_an_orderly_end_is_noted(store: OneRun) -> None:
+    store.end_run(T0 + 99)
     assert query(store.path, "SELECT alive_us, closed_us FROM run") == [(T0 + 99, T0 + 99)]
 
 
 def test_a_store_that_is_not_open_says_so(path: Path) -> None:
     store = make(path)
     with pytest.raises(StorageError, match="is not open"):
-        store.write(deliver(OPENED), T0)
+        store.put(deliver(OPENED), T0)
     with pytest.raises(StorageError, match="is not open"):
         _ = store.connection
     assert store.sizes() == (0, 0)
@@ -164,8 +165,8 @@ def test_a_store_that_is_not_open_says_so(path: Path) -> None:
     assert not path.exists()
 
 
-def test_sizes_are_those_of_the_file_and_of_its_log(store: SQLiteStore) -> None:
-    store.write(deliver(OPENED, FIRST), T0)
+def test_sizes_are_those_of_the_file_and_of_its_log(store: OneRun) -> None:
+    store.put(deliver(OPENED, FIRST), T0)
     assert store.sizes() == (store.path.stat().st_size, Path(f"{store.path}-wal").stat().st_size)
     assert store.sizes()[1] > 0
     store.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -184,7 +185,7 @@ def other_program(path: Path, *, application_id: int = 0) -> None:
 def ours(path: Path, *, version: int = SCHEMA_VERSION) -> None:
     store = make(path)
     store.open()
-    store.write(deliver(OPENED, FIRST, MARK), T0)
+    store.put(deliver(OPENED, FIRST, MARK), T0)
     store.connection.execute(f"PRAGMA user_version = {version}")
     store.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     store.release()
@@ -225,7 +226,7 @@ def test_what_is_not_ours_is_left_as_it_is(tmp_path: Path, kind: str) -> None:
     assert on_disk(tmp_path) == before
 
 
-def test_a_newer_database_is_known_also_before_its_log_is_in_the_file(store: SQLiteStore, tmp_path: Path) -> None:
+def test_a_newer_database_is_known_also_before_its_log_is_in_the_file(store: OneRun, tmp_path: Path) -> None:
     store.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     store.connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 3}")
     killed = tmp_path / "killed.sqlite"
@@ -240,10 +241,8 @@ def test_a_newer_database_is_known_also_before_its_log_is_in_the_file(store: SQL
     assert query(killed, "SELECT uid FROM run") == [("run 1",)]
 
 
-def test_a_second_collector_on_the_same_file_is_refused_while_the_first_one_runs(
-    store: SQLiteStore, tmp_path: Path
-) -> None:
-    store.write(deliver(OPENED, FIRST), T0)
+def test_a_second_collector_on_the_same_file_is_refused_while_the_first_one_runs(store: OneRun, tmp_path: Path) -> None:
+    store.put(deliver(OPENED, FIRST), T0)
     before = on_disk(tmp_path)
 
     for path in (store.path, tmp_path / "link.sqlite"):
@@ -254,7 +253,7 @@ def test_a_second_collector_on_the_same_file_is_refused_while_the_first_one_runs
 
     (tmp_path / "link.sqlite").unlink()
     assert on_disk(tmp_path) == before
-    store.write(deliver(MARK), T0)
+    store.put(deliver(MARK), T0)
     store.release()
     second = make(store.path, "run 2")
     second.open()
@@ -442,13 +441,13 @@ def test_a_migration_killed_before_any_of_its_statements_leaves_the_old_or_the_n
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
-def test_every_kind_of_record_arrives(store: SQLiteStore) -> None:
+def test_every_kind_of_record_arrives(store: OneRun) -> None:
     change = BookRow(1, 2, 20, None, None, CROSSED, None, '[["101","0"]]')
     mark = CoverageMark(1, T0 + 30, T0 + 20, 2)
     rejected = Rejected("upbit", "BTC-KRW", T0 + 40, "is no JSON", b"\x00\xff{")
     event = Event(T0 + 41, "ERROR", "UPBIT-BTC", "거절")
     ended = EpochEnded(1, T0 + 30, "rejected")
-    store.write(
+    store.put(
         [
             *deliver(OPENED, FIRST, EpochVerdict(1, "compared")),
             *deliver(change, mark, ended),
@@ -473,7 +472,7 @@ def test_every_kind_of_record_arrives(store: SQLiteStore) -> None:
     assert query(store.path, "SELECT alive_us FROM run") == [(T0 + 50,)]
 
 
-def test_the_same_batch_twice_leaves_its_books_and_its_ledger_once(store: SQLiteStore) -> None:
+def test_the_same_batch_twice_leaves_its_books_and_its_ledger_once(store: OneRun) -> None:
     second = BookRow(1, 2, 20, None, None, 0, None, '[["101","0"]]')
     batch = deliver(
         OPENED,
@@ -483,34 +482,34 @@ def test_the_same_batch_twice_leaves_its_books_and_its_ledger_once(store: SQLite
         CoverageMark(1, T0 + 30, T0 + 25, 2),
         EpochEnded(1, T0 + 28, "stale"),
     )
-    store.write(batch, T0)
+    store.put(batch, T0)
     once = everything(store.path)
 
-    store.write(batch, T0)
+    store.put(batch, T0)
 
     assert everything(store.path) == once
     assert once["coverage"] == [(1, T0, T0 + 28, T0 + 25, 2, "stale")]
 
 
-def test_an_older_mark_does_not_take_coverage_back(store: SQLiteStore) -> None:
-    store.write(deliver(OPENED, CoverageMark(1, T0 + 90, T0 + 80, 9)), T0)
-    store.write(deliver(CoverageMark(1, T0 + 50, T0 + 40, 5)), T0)
+def test_an_older_mark_does_not_take_coverage_back(store: OneRun) -> None:
+    store.put(deliver(OPENED, CoverageMark(1, T0 + 90, T0 + 80, 9)), T0)
+    store.put(deliver(CoverageMark(1, T0 + 50, T0 + 40, 5)), T0)
     assert query(store.path, "SELECT heard_until_us, confirmed_until_us, frames FROM coverage") == [
         (T0 + 90, T0 + 80, 9)
     ]
 
 
-def test_only_the_newest_mark_of_a_batch_counts(store: SQLiteStore) -> None:
-    store.write(deliver(OPENED, MARK, CoverageMark(1, T0 + 90, T0 + 80, 9)), T0)
+def test_only_the_newest_mark_of_a_batch_counts(store: OneRun) -> None:
+    store.put(deliver(OPENED, MARK, CoverageMark(1, T0 + 90, T0 + 80, 9)), T0)
     assert query(store.path, "SELECT heard_until_us, confirmed_until_us, frames FROM coverage") == [
         (T0 + 90, T0 + 80, 9)
     ]
 
 
-def test_epochs_whose_rows_are_mixed_in_a_batch_keep_their_order(store: SQLiteStore) -> None:
+def test_epochs_whose_rows_are_mixed_in_a_batch_keep_their_order(store: OneRun) -> None:
     other = EpochOpened(2, "GOPAX", "ETH-KRW", "orderbook", "websocket", T0)
     rows = [BookRow(epoch, n, n, None, None, 0, f'[["{epoch}","{n}"]]', None) for n in range(1, 50) for epoch in (2, 1)]
-    store.write([*deliver(OPENED, other), *(delivery for row in rows for delivery in deliver(row))], T0)
+    store.put([*deliver(OPENED, other), *(delivery for row in rows for delivery in deliver(row))], T0)
     assert query(store.path, "SELECT epoch, n, exchange, symbol, bids FROM book_update ORDER BY epoch, n") == [
         (epoch, n, exchange, symbol, f'[["{epoch}","{n}"]]')
         for epoch, exchange, symbol in ((1, "UPBIT", "BTC"), (2, "GOPAX", "ETH"))
@@ -526,28 +525,26 @@ def test_epochs_whose_rows_are_mixed_in_a_batch_keep_their_order(store: SQLiteSt
     ],
     ids=["what SQLite refuses", "what Python can't hand over"],
 )
-def test_a_batch_that_fails_at_its_end_leaves_nothing(
-    store: SQLiteStore, poison: Record, error: type[Exception]
-) -> None:
+def test_a_batch_that_fails_at_its_end_leaves_nothing(store: OneRun, poison: Record, error: type[Exception]) -> None:
     before = everything(store.path)
 
     with pytest.raises(error):
-        store.write(deliver(OPENED, FIRST, MARK, poison), T0)
+        store.put(deliver(OPENED, FIRST, MARK, poison), T0)
 
     assert everything(store.path) == before
-    store.write(deliver(OPENED, FIRST, MARK), T0)
+    store.put(deliver(OPENED, FIRST, MARK), T0)
     assert query(store.path, "SELECT epoch, n FROM book_update") == [(1, 1)]
 
 
-def test_ids_given_out_in_a_transaction_that_did_not_happen_are_forgotten(store: SQLiteStore) -> None:
+def test_ids_given_out_in_a_transaction_that_did_not_happen_are_forgotten(store: OneRun) -> None:
     bad = Event(T0, "INFO", "X", None)  # type: ignore[arg-type]
     with pytest.raises(StorageError):
-        store.write(deliver(OPENED, FIRST, bad), T0)
+        store.put(deliver(OPENED, FIRST, bad), T0)
     gopax = EpochOpened(1, "GOPAX", "ETH-USDT", "orderbook", "websocket", T0)
     upbit = EpochOpened(2, "UPBIT", "BTC-KRW", "orderbook", "websocket", T0)
 
-    store.write(deliver(gopax, upbit), T0)
-    store.write(deliver(EpochOpened(3, "GOPAX", "ETH-USDT", "orderbook", "rest", T0)), T0)
+    store.put(deliver(gopax, upbit), T0)
+    store.put(deliver(EpochOpened(3, "GOPAX", "ETH-USDT", "orderbook", "rest", T0)), T0)
 
     assert query(
         store.path,
@@ -558,8 +555,8 @@ def test_ids_given_out_in_a_transaction_that_did_not_happen_are_forgotten(store:
     assert query(store.path, "SELECT count(*) FROM feed") == [(2,)]
 
 
-def test_a_full_disk_is_told_loses_nothing_and_goes_on_when_there_is_space(store: SQLiteStore) -> None:
-    store.write(deliver(OPENED, FIRST, MARK), T0)
+def test_a_full_disk_is_told_loses_nothing_and_goes_on_when_there_is_space(store: OneRun) -> None:
+    store.put(deliver(OPENED, FIRST, MARK), T0)
     before = everything(store.path)
     (pages,) = store.connection.execute("PRAGMA page_count").fetchone()
     store.connection.execute(f"PRAGMA max_page_count = {pages + 2}")
@@ -570,32 +567,32 @@ def test_a_full_disk_is_told_loses_nothing_and_goes_on_when_there_is_space(store
 
     for _ in range(3):
         with pytest.raises(StorageFull, match="free some space, the collector goes on by itself"):
-            store.write(batch, T0 + 1)
+            store.put(batch, T0 + 1)
         assert everything(store.path) == before
 
     store.connection.execute("PRAGMA max_page_count = 1000000")
-    store.write(batch, T0 + 2)
+    store.put(batch, T0 + 2)
     assert query(store.path, "SELECT count(*), frames FROM book, coverage") == [(99, 99)]
     assert query(store.path, "PRAGMA integrity_check") == [("ok",)]
 
 
-def test_a_locked_database_is_busy_and_takes_the_batch_later(store: SQLiteStore) -> None:
+def test_a_locked_database_is_busy_and_takes_the_batch_later(store: OneRun) -> None:
     store.connection.execute("PRAGMA busy_timeout = 1")
     with closing(sqlite3.connect(store.path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(StorageBusy, match="locked"):
-            store.write(deliver(OPENED, FIRST), T0)
+            store.put(deliver(OPENED, FIRST), T0)
         other.execute("ROLLBACK")
-    store.write(deliver(OPENED, FIRST), T0)
+    store.put(deliver(OPENED, FIRST), T0)
     assert query(store.path, "SELECT count(*) FROM book") == [(1,)]
 
 
-def test_who_reads_does_not_hold_up_who_writes(store: SQLiteStore) -> None:
+def test_who_reads_does_not_hold_up_who_writes(store: OneRun) -> None:
     store.connection.execute("PRAGMA busy_timeout = 1")
     with closing(sqlite3.connect(store.path, isolation_level=None)) as reader:
         reader.execute("BEGIN")
         reader.execute("SELECT count(*) FROM book").fetchone()
-        store.write(deliver(OPENED, FIRST), T0)
+        store.put(deliver(OPENED, FIRST), T0)
         assert reader.execute("SELECT count(*) FROM book").fetchone() == (0,)
 
 
@@ -617,21 +614,21 @@ class BeyondRollback:
 
 
 def test_a_connection_that_cannot_even_roll_back_is_replaced_as_soon_as_that_works(
-    store: SQLiteStore, monkeypatch: pytest.MonkeyPatch
+    store: OneRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(store: SQLiteStore) -> sqlite3.Connection:
+    def fail(store: OneRun) -> sqlite3.Connection:
         raise sqlite3.OperationalError("unable to open database file")
 
     monkeypatch.setattr(store, "_db", BeyondRollback(store.connection))
     with pytest.raises(StorageError, match="disk I/O error"):
-        store.write(deliver(OPENED, FIRST), T0)
+        store.put(deliver(OPENED, FIRST), T0)
     with monkeypatch.context() as away:
         away.setattr(SQLiteStore, "_connect", fail)
         for _ in range(2):
             with pytest.raises(StorageError, match="unable to open database file"):
-                store.write(deliver(OPENED, FIRST), T0)
+                store.put(deliver(OPENED, FIRST), T0)
 
-    store.write(deliver(OPENED, FIRST), T0)
+    store.put(deliver(OPENED, FIRST), T0)
 
     assert query(store.path, "SELECT epoch, n FROM book_update") == [(1, 1)]
     assert store.connection.execute("PRAGMA synchronous").fetchone() == (2,)
@@ -661,7 +658,7 @@ def error_of(name: str) -> sqlite3.Error:
     ],
 )
 def test_an_error_of_sqlite_is_what_the_writer_does_next(
-    store: SQLiteStore, name: str, kind: type[StorageError], advice: str
+    store: OneRun, name: str, kind: type[StorageError], advice: str
 ) -> None:
     def fail(db: sqlite3.Connection) -> None:
         raise error_of(name)
@@ -673,7 +670,7 @@ def test_an_error_of_sqlite_is_what_the_writer_does_next(
     assert str(told.value).startswith(f"{store.path}: what happened")
 
 
-def test_maintenance_is_all_or_nothing_too(store: SQLiteStore) -> None:
+def test_maintenance_is_all_or_nothing_too(store: OneRun) -> None:
     def note(db: sqlite3.Connection, fail: bool) -> int:
         db.execute("INSERT INTO exchange (name) VALUES ('X')")
         if fail:
@@ -703,32 +700,32 @@ def test_maintenance_is_all_or_nothing_too(store: SQLiteStore) -> None:
         "x" * 200_000,
     ],
 )
-def test_the_text_of_a_side_is_stored_byte_for_byte(store: SQLiteStore, text: str) -> None:
-    store.write(deliver(OPENED, BookRow(1, 1, 0, None, None, KEYFRAME, text, None)), T0)
+def test_the_text_of_a_side_is_stored_byte_for_byte(store: OneRun, text: str) -> None:
+    store.put(deliver(OPENED, BookRow(1, 1, 0, None, None, KEYFRAME, text, None)), T0)
     assert query(store.path, "SELECT CAST(bids AS BLOB), typeof(bids), asks FROM book") == [
         (text.encode(), "text", None)
     ]
 
 
 @pytest.mark.parametrize("number", [0, 1, -1, 2**31, 2**53 + 1, 2**62 - 1, 2**63 - 1, -(2**63)])
-def test_integers_are_exact_up_to_the_limits(store: SQLiteStore, number: int) -> None:
-    store.write(deliver(OPENED, BookRow(1, 1, number, number, number, 15, None, None)), T0)
+def test_integers_are_exact_up_to_the_limits(store: OneRun, number: int) -> None:
+    store.put(deliver(OPENED, BookRow(1, 1, number, number, number, 15, None, None)), T0)
     assert query(store.path, "SELECT at_us, lag_us, sequence, flags, typeof(sequence) FROM book") == [
         (number, number, number, 15, "integer")
     ]
 
 
-def test_the_last_number_of_an_epoch_does_not_reach_into_the_next_one(store: SQLiteStore) -> None:
-    store.write(deliver(OPENED, BookRow(1, ROWS_MAX, 0, None, None, KEYFRAME, "[]", "[]")), T0)
-    store.write(deliver(EpochOpened(2, "UPBIT", "BTC-KRW", "orderbook", "websocket", T0)), T0)
+def test_the_last_number_of_an_epoch_does_not_reach_into_the_next_one(store: OneRun) -> None:
+    store.put(deliver(OPENED, BookRow(1, ROWS_MAX, 0, None, None, KEYFRAME, "[]", "[]")), T0)
+    store.put(deliver(EpochOpened(2, "UPBIT", "BTC-KRW", "orderbook", "websocket", T0)), T0)
     assert query(store.path, "SELECT epoch, n FROM book_update") == [(1, ROWS_MAX)]
 
 
-def test_high_epochs_are_told_apart(store: SQLiteStore) -> None:
+def test_high_epochs_are_told_apart(store: OneRun) -> None:
     epochs = (1, 1000, 2**31 - 1)
     for epoch in epochs:
         opened = EpochOpened(epoch, "UPBIT", "BTC-KRW", "orderbook", "websocket", T0)
-        store.write(deliver(opened, BookRow(epoch, 7, 0, None, None, KEYFRAME, "[]", "[]")), T0)
+        store.put(deliver(opened, BookRow(epoch, 7, 0, None, None, KEYFRAME, "[]", "[]")), T0)
     assert query(store.path, "SELECT epoch, n FROM book_update ORDER BY epoch") == [(epoch, 7) for epoch in epochs]
 
 
@@ -743,9 +740,9 @@ def columns(path: Path, view: str) -> list[str]:
 
 
 @pytest.fixture
-def viewed(store: SQLiteStore) -> Path:
+def viewed(store: OneRun) -> Path:
     change = BookRow(1, 2, 1_500_000, 500_000, 78, 0, '[["98","0"]]', '[["100.5","1E-8"]]')
-    store.write(deliver(OPENED, FIRST, change), T0)
+    store.put(deliver(OPENED, FIRST, change), T0)
     return store.path
 
 
@@ -788,14 +785,14 @@ def test_book_update_spells_everything_out(viewed: Path) -> None:
 
 
 @pytest.mark.parametrize(("bit", "name"), [(1, "keyframe"), (2, "crossed"), (4, "checksum_mismatch"), (8, "sampled")])
-def test_each_flag_has_its_column(store: SQLiteStore, bit: int, name: str) -> None:
-    store.write(deliver(OPENED, BookRow(1, 1, 0, None, None, bit, "[]", "[]")), T0)
+def test_each_flag_has_its_column(store: OneRun, bit: int, name: str) -> None:
+    store.put(deliver(OPENED, BookRow(1, 1, 0, None, None, bit, "[]", "[]")), T0)
     assert query(store.path, "SELECT keyframe, crossed, checksum_mismatch, sampled FROM book_update") == [
         tuple(int(name == other) for other in ("keyframe", "crossed", "checksum_mismatch", "sampled"))
     ]
 
 
-def test_keyframes_are_found_by_their_index(store: SQLiteStore) -> None:
+def test_keyframes_are_found_by_their_index(store: OneRun) -> None:
     plan = query(store.path, "EXPLAIN QUERY PLAN SELECT id FROM book WHERE flags & 1 AND id < ? ORDER BY id DESC", 9)
     assert any("book_keyframe" in step[3] for step in plan)
 
@@ -854,7 +851,7 @@ def test_the_judge_finds_out_a_store_that_commits_coverage_first(path: Path, tmp
     assert any("has no row" in note for note in verdict.notes), verdict.notes
 
 
-def test_books_are_kept_as_json_that_others_can_read(store: SQLiteStore) -> None:
-    store.write(deliver(OPENED, FIRST), T0)
+def test_books_are_kept_as_json_that_others_can_read(store: OneRun) -> None:
+    store.put(deliver(OPENED, FIRST), T0)
     ((bids,),) = query(store.path, "SELECT bids FROM book")
     assert json.loads(bids) == [["99", "1.5"], ["98", "2"]]

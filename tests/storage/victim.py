@@ -158,7 +158,7 @@ def _write_forever(database: Path, uid: str, told: int) -> None:
     number = 0
     while True:
         number += 1
-        store.write(batch(number), number)
+        store.put(batch(number), number)
         os.write(told, b".")
 
 
@@ -208,7 +208,7 @@ def ledger(database: Path, path: Path, *, apart: bool) -> None:
             sent.message(subscription, n, "book", "sent", bids=bids, asks=asks, sequence=n)
             records.append(BookRow(1, n, n, None, n, KEYFRAME, json.dumps(bids), json.dumps(asks)))
         records.append(CoverageMark(1, opened_us + n, opened_us + n, n))
-        store.write([Delivery("upbit", 3, tuple(records), 1)], opened_us + n)
+        store.put([Delivery("upbit", 3, tuple(records), 1)], opened_us + n)
 
 
 if __name__ == "__main__":
