@@ -43,8 +43,8 @@ SELECT n, received_us - %(opened_us)s, received_us - venue_us, sequence, flags, 
 {_OF_EPOCH} AND n >= %(first)s ORDER BY n LIMIT %(limit)s
 """
 _TIMES = f"SELECT n, received_us - %(opened_us)s {_OF_EPOCH} AND n >= %(first)s ORDER BY n LIMIT %(limit)s"
-_LAST = f"SELECT n {_OF_EPOCH} ORDER BY n DESC LIMIT 1"
-_KEYFRAME = f"SELECT n {_OF_EPOCH} AND flags & 1 = 1 ORDER BY n DESC LIMIT 1"
+_LAST = f"SELECT n, received_us - %(opened_us)s {_OF_EPOCH} ORDER BY n DESC LIMIT 1"
+_KEYFRAME = f"SELECT n, received_us - %(opened_us)s {_OF_EPOCH} AND flags & 1 = 1 ORDER BY n DESC LIMIT 1"
 _KEYFRAME_AFTER = f"SELECT received_us - %(opened_us)s {_OF_EPOCH} AND flags & 1 = 1 ORDER BY n LIMIT 1"
 
 
@@ -60,6 +60,7 @@ class PostgresSource:
         self.shown, self.name = self._address.shown, self._address.database
         self._row_bytes = 0
         self._ends: dict[int, int] = {}  # no row of the epoch is later
+        self._seen = (0, 0, 0)  # an epoch, a number in it, and its time: what follows it is not earlier
         self._db = self._address.connect(writes=False)
         try:
             self._db.prepare_threshold = None  # a plan for these very days is made faster than one for all is run
@@ -100,23 +101,35 @@ class PostgresSource:
         if page:
             held_bytes = sum(len(row[5] or "") + len(row[6] or "") for row in page)
             self._row_bytes = max(held_bytes // len(page), 1)
+            self._seen = epoch.id, *page[-1][:2]
         return page
 
     def times(self, epoch: Epoch, first: int) -> list[tuple[int, int]]:
         """Return number and time of up to `TIMES` rows in order, from number `first` on."""
-        return self._of(_TIMES, epoch, first=first, limit=TIMES)
+        page: list[tuple[int, int]] = self._of(_TIMES, epoch, first=first, limit=TIMES)
+        if page:
+            self._seen = epoch.id, *page[-1]
+        return page
 
     def last(self, epoch: Epoch, at_us: int) -> int | None:
         """Return the number of the newest row received at `at_us` or before."""
-        return _value(self._of(_LAST, epoch, until_us=epoch.opened_us + at_us))
+        return self._one(_LAST, epoch, at_us)
 
     def keyframe(self, epoch: Epoch, at_us: int) -> int | None:
         """Return the number of the newest keyframe received at `at_us` or before."""
-        return _value(self._of(_KEYFRAME, epoch, until_us=epoch.opened_us + at_us))
+        return self._one(_KEYFRAME, epoch, at_us)
 
     def keyframe_after(self, epoch: Epoch, at_us: int) -> int | None:
         """Return the time of the first keyframe received after `at_us`."""
-        return _value(self._of(_KEYFRAME_AFTER, epoch, from_us=epoch.opened_us + at_us + 1))
+        rows = self._of(_KEYFRAME_AFTER, epoch, from_us=epoch.opened_us + at_us + 1)
+        return rows[0][0] if rows else None
+
+    def _one(self, sql: LiteralString, epoch: Epoch, at_us: int) -> int | None:
+        rows = self._of(sql, epoch, until_us=epoch.opened_us + at_us)
+        if not rows:
+            return None
+        self._seen = epoch.id, *rows[0]
+        return self._seen[1]
 
     def _of(self, sql: LiteralString, epoch: Epoch, **values: int) -> list[Any]:
         whole = {
@@ -125,6 +138,9 @@ class PostgresSource:
             "from_us": epoch.opened_us,
             "until_us": self._ends.get(epoch.id, epoch.heard_until_us + _DAY_US),
         }
+        seen, n, at_us = self._seen
+        if seen == epoch.id and values.get("first", -1) >= n:
+            whole["from_us"] += at_us
         return self._all(sql, whole | values)
 
     def _all(self, sql: LiteralString, values: Any) -> list[Any]:
@@ -132,7 +148,3 @@ class PostgresSource:
             return self._db.execute(sql, values).fetchall()
         except psycopg.Error as error:
             raise self._address.translate(error) from None
-
-
-def _value(rows: list[Any]) -> int | None:
-    return rows[0][0] if rows else None
