@@ -9,7 +9,7 @@ DEMO_SECONDS ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test lint format bench requirements schema .venv
+.PHONY: help run demo test lint format bench fuzz requirements schema .venv
 
 help: ## Say what can be done here
 	@awk -F ':.*## ' '/^[.a-z]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ format: .venv ## Put the code into the form that lint asks for
 
 bench: .venv ## Measure speed, as ratios
 	@$(BIN)/python -m bench $(ARGS)
+
+fuzz: .venv ## Look for messages and settings that it can't cope with, by the million
+	@$(BIN)/python -m tests.fuzz $(ARGS)
 
 schema: .venv ## Write config/collector.schema.json from the settings
 	@$(BIN)/python -m collector.config $(ARGS)

@@ -8,6 +8,7 @@ import typer
 
 from tests.fuzz import __main__ as program
 from tests.fuzz import venues
+from tests.fuzz.audit import Breach
 from tests.fuzz.venues import Violation, targets
 
 
@@ -49,10 +50,9 @@ def test_what_is_found_is_told_with_the_way_to_see_it_again_and_the_rest_goes_on
 ) -> None:
     def fuzz(cls: Any, *rest: object, **more: object) -> Counter[str]:
         if cls.exchange == "gopax":
-            raise Violation("gopax/websocket", 7, 12, b"<frame>", AssertionError("it is so"))
-        return found(cls, *rest, **more)
+            raise Violation("gopax/websocket", 7, 12, b"<frame>", Breach("it is so"))
+        return Counter(frames=3)
 
-    found: Any = venues.fuzz
     monkeypatch.setattr(venues, "fuzz", fuzz)
     status, printed = run(capsys)
     assert status == 1
