@@ -14,9 +14,9 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import TupleRow
 
 from collector.errors import ConfigError, NotOurs, StorageBusy, StorageCorrupt, StorageError, StorageFull
+from storage.database import is_url
 
 MIGRATIONS = Path(__file__).parent / "migrations" / "postgres"
-SCHEMES = ("postgresql://", "postgres://")
 
 PATIENCE_S: Final = 10.0
 _STATEMENT_MS = 8_000  # the server gives up first, and says why
@@ -50,11 +50,6 @@ _HAS_MARK = """
 SELECT EXISTS (SELECT FROM pg_class
                WHERE relname = 'collector_schema' AND relnamespace = current_schema()::regnamespace)
 """
-
-
-def is_address(text: object) -> bool:
-    """Tell whether something names a PostgreSQL database, and not a file."""
-    return isinstance(text, str) and text.startswith(SCHEMES)
 
 
 def migrations() -> list[tuple[int, str]]:
@@ -152,7 +147,7 @@ class Address:
 def _parse(url: str) -> dict[str, Any] | None:
     # None for what can't be read. Why is not told: that may quote a piece of the password, and so may whatever comes of
     # an address whose password was not spelt as it must be, which libpq reads as other parts.
-    if not is_address(url):
+    if not is_url(url):
         return None
     authority = re.split("[/?]", url.partition("://")[2], maxsplit=1)
     if "@" in "".join(authority[1:]) or authority[0].count("@") > 1:

@@ -15,8 +15,7 @@ import msgspec
 
 from collector.errors import StorageCorrupt, StorageError
 from collector.records import CHECKSUM_MISMATCH, CROSSED, KEYFRAME, ORDERBOOK, SAMPLED
-from storage.postgres_database import is_address
-from storage.postgres_source import PostgresSource
+from storage.database import is_url
 from storage.rebuild import Levels, Side
 from storage.source import Row, Source
 from storage.sqlite_source import SQLiteSource
@@ -136,6 +135,10 @@ class Reader:
             for epoch in epochs
             if (start_us is None or epoch.until_us >= start_us) and (end_us is None or epoch.from_us < end_us)
         ]
+
+    def epoch_of(self, run_uid: str, number: int) -> Epoch | None:
+        """Return the epoch that a run counts as its `number`; None where it is not in the database."""
+        return self._source.epoch_of(run_uid, number)
 
     def row_times(self, epoch: Epoch, start_us: int, end_us: int) -> Iterator[int]:
         """Yield when the rows of an epoch were received, without reading what is in them.
@@ -340,7 +343,11 @@ class Reader:
 
 def open_source(database: Path | str) -> Source:
     """Open a database for reading: an address of PostgreSQL, or a file of SQLite."""
-    return PostgresSource(str(database)) if is_address(database) else SQLiteSource(Path(database))
+    if not is_url(database):
+        return SQLiteSource(Path(database))
+    from storage.postgres_source import PostgresSource  # only here: it takes memory that SQLite does without
+
+    return PostgresSource(str(database))
 
 
 def _only(feeds: list[StoredFeed], what: str, name: str, source: Source) -> list[StoredFeed]:

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 from collector.records import KEYFRAME, BookRow, CoverageMark, EpochOpened, Event, Record
+from storage.database import is_url
 from storage.postgres import PostgresStore
-from storage.postgres_database import is_address
 from storage.sqlite import SQLiteStore
 from storage.store import Run, Store
 from tests.storage.story import MIDNIGHT, batch
@@ -18,7 +18,7 @@ RUN = Run("run 1", "here", "1.2.3", MIDNIGHT)
 
 
 def main(database: str, first: int) -> None:
-    store: Store = PostgresStore(database) if is_address(database) else SQLiteStore(Path(database))
+    store: Store = PostgresStore(database) if is_url(database) else SQLiteStore(Path(database))
     store.open()
     number = first
     while True:
