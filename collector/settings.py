@@ -100,6 +100,47 @@ class Backoff(Section):
         return self
 
 
+class Stall(Section):
+    """When a feed that says nothing is doubted: after the silences it is known for, within these bounds."""
+
+    floor_s: float = Field(
+        10, ge=0.1, le=3600, description="No feed is doubted before it was silent for so many seconds."
+    )
+    ceiling_s: float | None = Field(
+        None,
+        ge=0.1,
+        le=86_400,
+        description="Every feed is doubted after so many seconds, however quiet it is known to be. "
+        "Without it the exchange's own value is taken, usually 300.",
+    )
+
+    @model_validator(mode="after")
+    def _ceiling_is_not_below_floor(self) -> Self:
+        if self.ceiling_s is not None and self.ceiling_s < self.floor_s:
+            raise ValueError(
+                f"ceiling_s {self.ceiling_s:g} is below floor_s {self.floor_s:g}; "
+                "allowed: ceiling_s of at least floor_s"
+            )
+        return self
+
+
+class Rate(Section):
+    """How fast all connections to the exchange together may ask it for something."""
+
+    requests_per_s: float | None = Field(
+        None,
+        ge=0.01,
+        le=10_000,
+        description="REST requests a second, polls included. Without it the limit the exchange documents is taken.",
+    )
+    connects_per_s: float | None = Field(
+        None,
+        ge=0.01,
+        le=1000,
+        description="New connections a second. Without it the limit the exchange documents is taken.",
+    )
+
+
 class MarketOptions(Section):
     """What can be said of one market of one exchange."""
 
@@ -185,7 +226,16 @@ class Exchange(Section):
         description="Reconnect when not even a heartbeat arrived for so many seconds. "
         "Without it the exchange's own usual time is taken.",
     )
+    stall: Stall = Field(default_factory=Stall, description="When a feed that says nothing is doubted.")
+    connection_age_s: float | None = Field(
+        None,
+        ge=1,
+        le=31_536_000,
+        description="The age at which the exchange closes a connection, in seconds: shortly before, another one takes "
+        "over. Without it the exchange's own limit is taken, where one is known.",
+    )
     backoff: Backoff = Field(default_factory=Backoff, description="Waits between two attempts.")
+    rate: Rate = Field(default_factory=Rate, description="How fast the exchange may be asked.")
 
 
 class SpoolOptions(Section):
@@ -347,6 +397,14 @@ class Settings(Section):
         if isinstance(database, str):
             return Path("data") / f"{self.collector_id}.spool"
         return database.with_name(f"{database.name}.spool")
+
+    @property
+    def silences_path(self) -> Path:
+        """The file that keeps over restarts how long each feed is used to be silent."""
+        database = self.database
+        if isinstance(database, str):
+            return Path("data") / f"{self.collector_id}.silences.json"
+        return database.with_name(f"{database.name}.silences.json")
 
     def keys(self, exchange: str) -> tuple[SecretStr, SecretStr] | None:
         """Return key and secret of an exchange, or None where they are not both set."""

@@ -67,6 +67,7 @@ class Gopax(WSController):
     listing_path = "/trading-pairs"
     changes_only = True
     stale_s = 65.0
+    connection_age_s = 86_400.0
     budget_per_s = 1.0  # the book call, for the whole address
 
     def address(self) -> str:

@@ -31,6 +31,11 @@ class RESTController(Controller):
         """Return the path and query of one poll."""
         raise NotImplementedError(f"{type(self).__name__} does not know what to ask for")
 
+    @property
+    def settled(self) -> bool:
+        """Whether every feed has its book."""
+        return all(feed.epoch for feed in self.feeds.values())
+
     def run_once(self) -> None:
         """Poll until `stop` is called; an error is logged and the next poll goes on."""
         self.anchor()
@@ -40,7 +45,7 @@ class RESTController(Controller):
                 self._poll_on_schedule(session)
         finally:
             self._is_connected(False)
-            self.end_epochs("stop" if self.stopping.is_set() else "disconnect")
+            self.end_epochs(self.stop_reason if self.stopping.is_set() else "disconnect")
             self._last.clear()
             self.log.info("poll_stop")
 

@@ -6,6 +6,7 @@ everything else here does nothing unless the venue asks for it.
 
 import contextlib
 import queue
+import random
 import threading
 from collections.abc import Iterable
 from decimal import Decimal
@@ -31,6 +32,7 @@ PROBE_GRACE_US = 3_000_000  # a REST book may be ahead of the socket by as much
 PROBE_BOOKS_MAX = 256
 PROBE_SLOT_S = 30.0  # a probe that would have to wait longer for its turn is left out
 SKIPPED = "no turn was free"
+REPLACED_AT = (0.9, 0.95)  # share of the greatest age of a connection at which another one takes over
 
 Numbers = tuple[dict[Decimal, Decimal], dict[Decimal, Decimal]]  # bids and asks, price to size
 
@@ -44,13 +46,17 @@ class WSController(Controller):
     keepalive_s: ClassVar[float] = 10.0
     ping_s: ClassVar[float | None] = None  # protocol pings of ours
     stale_s: ClassVar[float] = 60.0  # not one frame, heartbeats included, for so long: the connection is dead
+    connection_age_s: ClassVar[float | None] = None  # the exchange closes every connection at this age
 
     def __init__(self, markets: tuple[str, ...], setup: Setup, *, generation: int = 1) -> None:
         super().__init__(markets, setup, generation=generation)
         self._connection: Connection | None = None
         self._stale_us = int((setup.options.stale_s or self.stale_s) * 1e6)
         self._probe: Probe | None = None
-        self._began_us = 0  # when listening began
+        self._began_us = 0  # when the connection was made
+        age_s = setup.options.connection_age_s or self.connection_age_s
+        # Connections made in one minute are not replaced in one minute.
+        self._replace_us = None if age_s is None else int(age_s * 1e6 * random.uniform(*REPLACED_AT))
         self._rejected_at_us = 0
 
     # --- what a venue says ------------------------------------------------------------------------------------------
@@ -87,6 +93,7 @@ class WSController(Controller):
             connection.close()
             return
         try:
+            self._began_us = self.clock.monotonic_us()
             self.connected = True
             self.setup.metrics.connected.labels(self.exchange).inc()
             self.log.info("connect", url=_without_query(self.address()))
@@ -94,7 +101,7 @@ class WSController(Controller):
                 connection.send_text(text)
             self.log.info("subscribe", markets=",".join(self.markets))
             self._listen(connection)
-            reason = "stop"
+            reason = self.stop_reason
         except StaleConnection:
             reason = "stale"
             raise
@@ -104,7 +111,7 @@ class WSController(Controller):
         except SourceError:
             if not self.stopping.is_set():
                 raise
-            reason = "stop"
+            reason = self.stop_reason
         finally:
             self._connection = None
             self.connected = False
@@ -113,6 +120,25 @@ class WSController(Controller):
             self.end_epochs(reason)
             connection.close()
             self.log.info("close", reason=reason)
+
+    @property
+    def settled(self) -> bool:
+        """Whether every feed has its book, or the exchange refused it; a book kept from changes is compared as well.
+
+        Such a book counts up to its last comparison: the interval between two passes before this is true, so that the
+        last one of the controller that is replaced lies after the first book here.
+        """
+        interval_us = int(self.setup.options.probe_interval_s * 1e6) if self.changes_only else 0
+        return self.connected and all(
+            feed.refused or (feed.epoch and feed.agreed_at_us - feed.opened_at_us >= interval_us)
+            for feed in self.feeds.values()
+        )
+
+    def due_for_replacement(self) -> bool:
+        """Tell whether the connection is about to reach the age at which the exchange closes it."""
+        if self._replace_us is None or not self.connected:
+            return False
+        return self.clock.monotonic_us() - self._began_us >= self._replace_us
 
     def stop(self) -> None:
         """Ask the controller to end and wake it out of its wait."""
@@ -149,8 +175,7 @@ class WSController(Controller):
         return connection
 
     def _listen(self, connection: Connection) -> None:
-        now_us = self.clock.monotonic_us()
-        self._heard_at_us = self._began_us = now_us
+        now_us = self._heard_at_us = self.clock.monotonic_us()
         for feed in self.feeds.values():
             feed.first_wait_us, feed.refused = now_us, ""
             feed.doubted, feed.probe_failures = False, 0
