@@ -384,6 +384,10 @@ class Settings(Section):
     @property
     def database(self) -> str | Path:
         """The address of the PostgreSQL database, which may hold a password, or else the SQLite file."""
+        if self._sources.get("storage.path", (None, ""))[1] == "flag":
+            return self.storage.path
+        if self.storage.url is not None and self._sources.get("storage.url", (None, ""))[1] == "flag":
+            return self.storage.url
         if DATABASE_VARIABLE in self._secrets:
             return self._secrets[DATABASE_VARIABLE][0].get_secret_value()
         return self.storage.url or self.storage.path

@@ -23,6 +23,7 @@ from commands.screen import err
 from commands.simulate import simulate
 from commands.status import status
 from commands.upkeep import backup, check, markets
+from storage.database import is_url
 
 COMMANDS = (demo, check, markets, status, export, book, coverage, backup, simulate)  # as --help lists them
 
@@ -71,14 +72,14 @@ def run(
 def _load(
     config: Path | None = None,
     market: Sequence[str] | None = None,
-    db: Path | None = None,
+    db: str | None = None,
     log_path: Path | None = None,
     language: str | None = None,
     log_level: str | None = None,
 ) -> Settings:
     flags = {
         "markets": list(market) if market else None,
-        "storage.path": str(db) if db else None,
+        "storage.url" if db and is_url(db) else "storage.path": db,
         "log.path": str(log_path) if log_path else None,
         "language": language,
         "log.level": log_level,

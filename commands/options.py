@@ -8,14 +8,17 @@ from typing import Annotated
 import typer
 
 from collector.errors import ConfigError
-from collector.settings import MARKET_PATTERN
+from collector.settings import MARKET_PATTERN, Settings
 from collector.times import parse_time
+from storage.database import is_url
 
 MarketOption = Annotated[
     list[str] | None,
     typer.Option("--market", "-m", help="A market such as ETH-KRW instead of those of the file; repeatable."),
 ]
-DbOption = Annotated[Path | None, typer.Option("--db", help="The database file instead of storage.path.")]
+DbOption = Annotated[
+    str | None, typer.Option("--db", help="The database instead of storage.path: a file, or postgresql://...")
+]
 LanguageOption = Annotated[str | None, typer.Option("--language", help="Language of the log: ko or en.")]
 FromOption = Annotated[
     str | None, typer.Option("--from", help="Start: 2026-11-21T03:04:05.678Z, 2026-11-21 (UTC), Unix seconds.")
@@ -23,9 +26,20 @@ FromOption = Annotated[
 ToOption = Annotated[str | None, typer.Option("--to", help="End, not included; the same forms.")]
 
 
-def database_of(context: typer.Context, db: Path | None) -> Path:
+def database_of(context: typer.Context, db: str | None) -> str | Path:
     """Return the database a command reads: `--db`, or the one of the settings."""
-    return db if db is not None else context.obj().storage.path
+    if db is None:
+        settings: Settings = context.obj()
+        return settings.database
+    return db if is_url(db) else Path(db)
+
+
+def spool_of(context: typer.Context, db: str | None) -> Path | None:
+    """Return the spool of the database a command reads; None for a server's that no settings name."""
+    if db is None:
+        settings: Settings = context.obj()
+        return settings.spool_path
+    return None if is_url(db) else Path(f"{db}.spool")
 
 
 def market_names(names: Sequence[str] | None) -> tuple[str, ...]:

@@ -11,12 +11,13 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from collector.errors import CollectorError, ConfigError
-from collector.times import show_time
-from commands.options import DbOption, FromOption, ToOption, database_of, moment_us, time_range
+from collector.times import show_duration, show_time
+from commands.options import DbOption, FromOption, ToOption, database_of, moment_us, spool_of, time_range
 from commands.screen import err, out
 from storage import DataConverter
-from storage.coverage import FeedCoverage
+from storage.coverage import STATES, FeedCoverage
 from storage.coverage import coverage as coverage_of
+from storage.pending import pending
 from storage.reader import Gap, Reader
 
 Format = Literal["json", "ndjson", "csv"]
@@ -125,14 +126,17 @@ def coverage(
     end: ToOption = None,
     exchange: Annotated[str | None, typer.Option("--exchange", "-e", help="One exchange.")] = None,
     market: Annotated[str | None, typer.Option("--market", "-m", help="One market.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    format: Annotated[Literal["table", "json"], typer.Option("--format", "-f", help="How to print it.")] = "table",
+    json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
     db: DbOption = None,
 ) -> None:
     """Show for every feed when it was heard and when not, and why; the shares add up to 100 %."""
     with Reader(database_of(context, db)) as reader:
         start_us, end_us = time_range(start, end)
-        feeds = coverage_of(reader, start_us, end_us, exchange=exchange, market=market)
-    if json:
+        spool = spool_of(context, db)
+        waiting = pending(spool, reader) if spool is not None else {}
+        feeds = coverage_of(reader, start_us, end_us, exchange=exchange, market=market, pending=waiting)
+    if json or format == "json":
         sys.stdout.buffer.write(orjson.dumps([feed.as_dict() for feed in feeds], option=orjson.OPT_APPEND_NEWLINE))
     else:
         print_coverage(feeds)
@@ -141,8 +145,13 @@ def coverage(
 def print_coverage(feeds: Sequence[FeedCoverage]) -> None:
     """Print a row for every feed."""
     table = Table("exchange", "market", box=None, pad_edge=False)
-    for name in ("data", "quiet", "unconfirmed", "gap", "gaps", "longest gap"):
+    usual = ("DATA", "QUIET", "GAP")
+    states = [state for state in STATES if state in usual or any(feed.us(state) for feed in feeds)]
+    for name in (*(state.lower() for state in states), "gaps", "longest gap"):
         table.add_column(name, justify="right")
     for feed in feeds:
-        table.add_row(*feed.cells())
+        longest = max(feed.gaps, key=lambda gap: gap.until_us - gap.from_us, default=None)
+        told = f"{show_duration(feed.longest_gap_us / 1e6)} {longest.reason}" if longest else ""
+        shares = [f"{feed.percent[state]} %" for state in states]
+        table.add_row(feed.exchange, feed.market, *shares, str(len(feed.gaps)), told)
     out.print(table, highlight=False)

@@ -1,24 +1,26 @@
-"""When a feed was heard and when it was not: the ledger, told in four states that fill a range exactly.
+"""When a feed was heard and when it was not: the ledger, told in five states that fill a range exactly.
 
 DATA: confirmed time in which rows follow one another within a second. QUIET: confirmed time without a row for longer.
-UNCONFIRMED: the connection lived, but nothing proved that data would have come. GAP: not heard, with the reason. Where
-epochs overlap the best state counts. One pass over the times of rows; no book is loaded.
+PENDING: recorded, and waiting in the spool for the database. UNCONFIRMED: the connection lived, but nothing proved that
+data would have come. GAP: not heard, with the reason. Where epochs overlap the best state counts. One pass over the
+times of rows; no book is loaded.
 """
 
-from collections.abc import Iterable, Iterator
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, get_args
 
 import msgspec
 
-from collector.times import show_duration
-from storage.reader import Reader
+from storage.reader import Reader, UnknownFeed
 from storage.timeline import Epoch, Gap, clip, timeline
 
-State = Literal["DATA", "QUIET", "UNCONFIRMED", "GAP"]
+State = Literal["DATA", "QUIET", "PENDING", "UNCONFIRMED", "GAP"]
+STATES: tuple[State, ...] = get_args(State)
 QUIET_AFTER_US = 1_000_000
 SHARES = 100_000  # percentages are told in thousandths
 
 _Span = tuple[int, int]
+NOTHING: Mapping[tuple[str, str], Sequence[_Span]] = {}
 
 
 class Interval(NamedTuple):
@@ -40,7 +42,7 @@ class FeedCoverage(msgspec.Struct, frozen=True):
     intervals: tuple[Interval, ...]
 
     def us(self, state: State) -> int:
-        """Return the microseconds spent in a state; the four of them add up to the range."""
+        """Return the microseconds spent in a state; all of them add up to the range."""
         return sum(item.until_us - item.from_us for item in self.intervals if item.state == state)
 
     @property
@@ -56,15 +58,14 @@ class FeedCoverage(msgspec.Struct, frozen=True):
     @property
     def percent(self) -> dict[State, str]:
         """The share of each state, as text with three decimals; they add up to exactly 100."""
-        states: tuple[State, ...] = ("DATA", "QUIET", "UNCONFIRMED", "GAP")
         total = self.end_us - self.start_us
         if total <= 0:
-            return {state: "100.000" if state == "GAP" else "0.000" for state in states}
+            return {state: "100.000" if state == "GAP" else "0.000" for state in STATES}
         # Rounded down, and what that leaves over goes to those that lost most by it.
-        parts = {state: divmod(self.us(state) * SHARES, total) for state in states}
+        parts = {state: divmod(self.us(state) * SHARES, total) for state in STATES}
         left = SHARES - sum(whole for whole, _ in parts.values())
-        lucky = sorted(states, key=lambda state: -parts[state][1])[:left]
-        shares = {state: parts[state][0] + (state in lucky) for state in states}
+        lucky = sorted(STATES, key=lambda state: -parts[state][1])[:left]
+        shares = {state: parts[state][0] + (state in lucky) for state in STATES}
         return {state: f"{share // 1000}.{share % 1000:03d}" for state, share in shares.items()}
 
     def as_dict(self) -> dict[str, Any]:
@@ -76,19 +77,13 @@ class FeedCoverage(msgspec.Struct, frozen=True):
             "end_us": self.end_us,
             "data_us": self.us("DATA"),
             "quiet_us": self.us("QUIET"),
+            "pending_us": self.us("PENDING"),
             "unconfirmed_us": self.us("UNCONFIRMED"),
             "gap_us": self.us("GAP"),
             "percent": {state.lower(): share for state, share in self.percent.items()},
             "longest_gap_us": self.longest_gap_us,
             "gaps": [{"reason": gap.reason, "from_us": gap.from_us, "until_us": gap.until_us} for gap in self.gaps],
         }
-
-    def cells(self) -> tuple[str, ...]:
-        """Return a row of a table: exchange, market, shares of DATA, QUIET, UNCONFIRMED and GAP, gaps, longest gap."""
-        longest = max(self.gaps, key=lambda gap: gap.until_us - gap.from_us, default=None)
-        told = f"{show_duration(self.longest_gap_us / 1e6)} {longest.reason}" if longest else ""
-        shares = (f"{share} %" for share in self.percent.values())
-        return (self.exchange, self.market, *shares, str(len(self.gaps)), told)
 
 
 def coverage(
@@ -97,27 +92,51 @@ def coverage(
     end_us: int | None = None,
     exchange: str | None = None,
     market: str | None = None,
+    *,
+    pending: Mapping[tuple[str, str], Sequence[_Span]] = NOTHING,
 ) -> list[FeedCoverage]:
     """Return the coverage of every order-book feed, or of those of an exchange or market, in order of their names.
 
     Without `start_us` a feed's account begins with its first epoch, without `end_us` it ends where it was last heard.
-    Raises `UnknownFeed` for an exchange or market the database knows nothing of.
+    `pending` is what waits elsewhere, as `storage.pending` tells it. Raises `UnknownFeed` for an exchange or market
+    that is neither in the database nor there.
     """
+    waiting = {
+        key
+        for key in pending
+        if (exchange is None or key[0] == exchange.upper()) and (market is None or key[1] == market.upper())
+    }
+    try:
+        stored = {(feed.exchange, feed.market) for feed in reader.book_feeds(exchange, market)}
+    except UnknownFeed:
+        if not waiting:
+            raise
+        stored = set()
     return [
-        _feed_coverage(reader, feed.exchange, feed.market, start_us, end_us)
-        for feed in reader.book_feeds(exchange, market)
+        _feed_coverage(
+            *key, reader.epochs(*key) if key in stored else [], reader, start_us, end_us, pending.get(key, ())
+        )
+        for key in sorted(stored | waiting)
     ]
 
 
 def _feed_coverage(
-    reader: Reader, exchange: str, market: str, start_us: int | None, end_us: int | None
+    exchange: str,
+    market: str,
+    epochs: Sequence[Epoch],
+    reader: Reader,
+    start_us: int | None,
+    end_us: int | None,
+    pending: Sequence[_Span],
 ) -> FeedCoverage:
-    epochs = reader.epochs(exchange, market)
-    first_us = min((epoch.from_us for epoch in epochs), default=end_us or 0)
-    last_us = max((epoch.heard_until_us for epoch in epochs), default=start_us or 0)
+    first_us = min([epoch.from_us for epoch in epochs] + [span[0] for span in pending], default=end_us or 0)
+    last_us = max([epoch.heard_until_us for epoch in epochs] + [span[1] for span in pending], default=start_us or 0)
     start_us = first_us if start_us is None else start_us
     end_us = max(start_us, last_us if end_us is None else end_us)
-    found: dict[State, list[_Span]] = {"DATA": [], "QUIET": [], "UNCONFIRMED": []}
+    found: dict[State, list[_Span]] = {state: [] for state in STATES if state != "GAP"}
+    found["PENDING"] = [
+        (max(span[0], start_us), min(span[1], end_us)) for span in pending if span[0] < end_us and span[1] > start_us
+    ]
     for epoch in epochs:
         if epoch.from_us < end_us and epoch.heard_until_us > start_us:
             for state, from_us, until_us in _states(epoch, reader.row_times(epoch, start_us, end_us)):

@@ -35,8 +35,9 @@ JOIN feed AS f ON f.id = e.feed
 JOIN exchange AS x ON x.id = f.exchange
 JOIN market AS m ON m.id = f.market
 LEFT JOIN coverage AS c ON c.epoch = e.id
-WHERE f.id = %s
 """
+_OF_FEED = "WHERE f.id = %s"
+_OF_RUN = "WHERE r.uid = %s AND e.number = %s"
 _OF_EPOCH = "FROM book WHERE epoch = %(epoch)s AND received_us BETWEEN %(from_us)s AND %(until_us)s"
 _ROWS = f"""
 SELECT n, received_us - %(opened_us)s, received_us - venue_us, sequence, flags, bids, asks
@@ -86,13 +87,18 @@ class PostgresSource:
     def epochs(self, feed: int) -> list[Epoch]:
         """Return what the ledger says of a feed."""
         found = []
-        for last_us, *row in self._all(_EPOCHS, (feed,)):
+        for last_us, *row in self._all(_EPOCHS + _OF_FEED, (feed,)):
             epoch = told(row)
             # Rows are committed after they were received, by clocks that may disagree; and an epoch may have ended
             # before its last row.
             self._ends[epoch.id] = last_us + _DAY_US
             found.append(epoch)
         return found
+
+    def epoch_of(self, run_uid: str, number: int) -> Epoch | None:
+        """Return the epoch that a run counts as its `number`; None where it is not there."""
+        rows = self._all(_EPOCHS + _OF_RUN, (run_uid, number))
+        return told(rows[0][1:]) if rows else None
 
     def rows(self, epoch: Epoch, first: int) -> list[Row]:
         """Return a page of rows in order, from number `first` on."""

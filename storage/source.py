@@ -29,6 +29,9 @@ class Source(Protocol):
     def epochs(self, feed: int) -> list[Epoch]:
         """Return what the ledger says of a feed, in any order."""
 
+    def epoch_of(self, run_uid: str, number: int) -> Epoch | None:
+        """Return the epoch that a run counts as its `number`; None where it is not there."""
+
     def rows(self, epoch: Epoch, first: int) -> list[Row]:
         """Return a page of rows in order, from number `first` on; empty only where none is left."""
 

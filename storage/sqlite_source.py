@@ -22,8 +22,9 @@ JOIN feed AS f ON f.id = e.feed
 JOIN exchange AS x ON x.id = f.exchange
 JOIN market AS m ON m.id = f.market
 LEFT JOIN coverage AS c ON c.epoch = e.id
-WHERE f.id = ?
 """
+_OF_FEED = "WHERE f.id = ?"
+_OF_RUN = "WHERE r.uid = ? AND e.id = r.epoch_base + ? AND e.run = r.id"
 _FEEDS = """
 SELECT f.id, x.name, m.symbol, m.currency, f.channel
 FROM feed AS f JOIN exchange AS x ON x.id = f.exchange JOIN market AS m ON m.id = f.market
@@ -71,7 +72,12 @@ class SQLiteSource:
 
     def epochs(self, feed: int) -> list[Epoch]:
         """Return what the ledger says of a feed."""
-        return [told(row) for row in self._all(_EPOCHS, feed)]
+        return [told(row) for row in self._all(_EPOCHS + _OF_FEED, feed)]
+
+    def epoch_of(self, run_uid: str, number: int) -> Epoch | None:
+        """Return the epoch that a run counts as its `number`; None where it is not there."""
+        rows = self._all(_EPOCHS + _OF_RUN, run_uid, number)
+        return told(rows[0]) if rows else None
 
     def rows(self, epoch: Epoch, first: int) -> list[Row]:
         """Return a page of rows in order, from number `first` on."""

@@ -52,9 +52,13 @@ def test_states_of_a_day(db: Builder) -> None:
         Interval("GAP", T0 + 50 * S, T0 + 60 * S, "crash"),
     )
     assert (feed.us("DATA"), feed.us("GAP"), feed.longest_gap_us) == (S // 2, 25 * S, 10 * S)
-    assert feed.cells() == (
-        "UPBIT", "BTC-KRW", "0.769 %", "45.385 %", "15.385 %", "38.461 %", "3", "10.0 s disconnect"
-    )  # fmt: skip
+    assert feed.percent == {
+        "DATA": "0.769",
+        "QUIET": "45.385",
+        "PENDING": "0.000",
+        "UNCONFIRMED": "15.385",
+        "GAP": "38.461",
+    }
     told = feed.as_dict()
     assert orjson.loads(orjson.dumps(told)) == told
     assert told["gaps"][1] == {"reason": "disconnect", "from_us": T0 + 30 * S, "until_us": T0 + 40 * S}
@@ -111,6 +115,22 @@ def test_what_no_comparison_confirmed_is_heard_and_not_claimed(db: Builder, reas
         assert reader.book_at("UPBIT", "BTC-KRW", T0 + 5 * S) == Gap("unconfirmed", T0 + 4 * S, T0 + 9 * S)
         assert reader.book_at("UPBIT", "BTC-KRW", T0 + 20 * S) == Gap("unconfirmed", T0 + 20 * S - 1, T0 + 22 * S)
         assert reader.book_at("UPBIT", "BTC-KRW", T0 + 25 * S) == Gap("crash", T0 + 22 * S, None)
+
+
+def test_what_waits_in_the_spool_is_pending_until_it_is_stored(db: Builder) -> None:
+    day(db)
+    waiting = {("UPBIT", "BTC-KRW"): [(T0 + 45 * S, T0 + 55 * S)], ("GOPAX", "BTC-KRW"): [(T0, T0 + 10 * S)]}
+    with Reader(db.path) as reader:
+        gopax, upbit = coverage(reader, T0, T0 + 60 * S, pending=waiting)
+        assert upbit.intervals[-2:] == (
+            Interval("PENDING", T0 + 50 * S, T0 + 55 * S),
+            Interval("GAP", T0 + 55 * S, T0 + 60 * S, "crash"),
+        )
+        assert gopax.intervals == (
+            Interval("PENDING", T0, T0 + 10 * S),
+            Interval("GAP", T0 + 10 * S, T0 + 60 * S, "never"),
+        )
+        assert [feed.exchange for feed in coverage(reader, exchange="gopax", pending=waiting)] == ["GOPAX"]
 
 
 def test_feeds_are_chosen_by_name(db: Builder) -> None:
