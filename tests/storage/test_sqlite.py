@@ -34,6 +34,7 @@ from collector.records import (
 )
 from simulator.judge import judge
 from storage.sqlite import APPLICATION_ID, MIGRATIONS, SCHEMA_VERSION, SQLiteStore
+from storage.store import Batch
 from tests.conftest import ROOT
 from tests.storage.build import OneRun
 from tests.storage.victim import rows_until
@@ -92,9 +93,15 @@ def test_a_new_file_is_made_with_its_folders(tmp_path: Path) -> None:
     store = make(tmp_path / "data" / "of" / "mine.sqlite")
     store.open()
     store.release()
+    assert query(store.path, "PRAGMA user_version") == [(SCHEMA_VERSION,)]
+
+
+def test_a_run_appears_with_its_first_batch(store: OneRun) -> None:
+    assert query(store.path, "SELECT count(*) FROM run") == [(0,)]
+    store.put(deliver(OPENED), T0 + 7)
     assert query(
-        store.path, "SELECT uid, collector_id, version, epoch_base, started_us, alive_us, closed_us FROM run"
-    ) == [("run 1", "here", "1.2.3", 0, T0, T0, None)]
+        store.path, "SELECT uid, collector_id, version, epoch_base, batch, started_us, alive_us, closed_us FROM run"
+    ) == [("run 1", "here", "1.2.3", 0, 1, T0, T0 + 7, None)]
 
 
 def test_an_empty_file_is_taken(path: Path) -> None:
@@ -150,6 +157,7 @@ def test_the_same_run_that_opens_again_goes_on(store: OneRun) -> None:
 
 
 def test_an_orderly_end_is_noted(store: OneRun) -> None:
+    store.put(deliver(OPENED), T0)
     store.end_run(T0 + 99)
     assert query(store.path, "SELECT alive_us, closed_us FROM run") == [(T0 + 99, T0 + 99)]
 
@@ -170,7 +178,7 @@ def test_sizes_are_those_of_the_file_and_of_its_log(store: OneRun) -> None:
     assert store.sizes() == (store.path.stat().st_size, Path(f"{store.path}-wal").stat().st_size)
     assert store.sizes()[1] > 0
     store.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    assert store.sizes() == (store.pages_bytes(), 0)
+    assert store.sizes() == (store.size_bytes(), 0)
 
 
 # --- what is not ours -------------------------------------------------------------------------------------------------
@@ -227,6 +235,7 @@ def test_what_is_not_ours_is_left_as_it_is(tmp_path: Path, kind: str) -> None:
 
 
 def test_a_newer_database_is_known_also_before_its_log_is_in_the_file(store: OneRun, tmp_path: Path) -> None:
+    store.put(deliver(OPENED), T0)
     store.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     store.connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 3}")
     killed = tmp_path / "killed.sqlite"
@@ -277,18 +286,53 @@ def test_a_folder_that_is_a_file_is_told(tmp_path: Path) -> None:
     assert on_disk(tmp_path) == before
 
 
-def test_another_programs_lock_on_the_file_is_told(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ours(path)
+@pytest.mark.parametrize("exclusive", [False, True], ids=["writes", "has it to itself"])
+@pytest.mark.parametrize("new", [False, True], ids=["ours", "a new file"])
+def test_another_programs_lock_is_no_reason_not_to_open(
+    path: Path, new: bool, exclusive: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mutation: let `SQLiteStore.open` raise what `_PASSING` names, or leave out making the session in `write`."""
+    if not new:
+        ours(path)
     connect = sqlite3.connect
     monkeypatch.setattr(sqlite3, "connect", lambda *args, **kwargs: connect(*args, **{**kwargs, "timeout": 0.01}))
     with closing(connect(path, isolation_level=None)) as other:
-        other.execute("BEGIN IMMEDIATE")
+        if exclusive:
+            other.execute("PRAGMA locking_mode = EXCLUSIVE")
+        other.execute("BEGIN EXCLUSIVE")
         store = make(path, "run 2")
-        with pytest.raises(StorageBusy, match="database is locked; close whatever else writes to it"):
-            store.open()
+        store.open()
+        for _ in range(2):
+            with pytest.raises(StorageBusy, match="database is locked; close whatever else writes to it"):
+                store.put(deliver(OPENED, FIRST), T0)
+        with pytest.raises(NotOurs, match="in use by another collector"):
+            make(path, "run 3").open()
         other.execute("ROLLBACK")
-    store.open()  # nothing is left over from the attempt
+    store.put(deliver(OPENED, FIRST), T0)
     store.release()
+    assert query(
+        path,
+        "SELECT b.n FROM book_update b JOIN epoch e ON e.id = b.epoch JOIN run r ON r.id = e.run WHERE r.uid = 'run 2'",
+    ) == [(1,)]
+    assert query(path, "PRAGMA auto_vacuum") == [(2,)]
+
+
+def test_a_disk_without_room_is_no_reason_not_to_open(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mutation: take SQLITE_FULL out of `_PASSING`."""
+    migrations = storage.sqlite.migrations
+
+    def full() -> list[tuple[int, str]]:
+        raise error_of("SQLITE_FULL")
+
+    monkeypatch.setattr(storage.sqlite, "migrations", full)
+    store = make(path)
+    store.open()
+    with pytest.raises(StorageFull, match="free some space"):
+        store.put(deliver(OPENED, FIRST), T0)
+    monkeypatch.setattr(storage.sqlite, "migrations", migrations)
+    store.put(deliver(OPENED, FIRST), T0)
+    store.release()
+    assert query(path, "SELECT count(*) FROM book") == [(1,)]
 
 
 @pytest.fixture
@@ -332,7 +376,8 @@ def test_a_folder_that_may_not_be_written_is_told_and_left_alone(as_nobody: Path
 
 # --- migrations -------------------------------------------------------------------------------------------------------
 
-SECOND_MIGRATION = """
+NEXT = SCHEMA_VERSION + 1
+NEXT_MIGRATION = """
 CREATE TABLE note (id INTEGER PRIMARY KEY, text TEXT NOT NULL);
 INSERT INTO note (text) SELECT uid FROM run;
 ALTER TABLE event ADD COLUMN more TEXT;
@@ -340,10 +385,10 @@ CREATE INDEX note_text ON note (text);
 """
 
 
-def two_migrations(folder: Path) -> Path:
-    folder.mkdir()
-    shutil.copy(MIGRATIONS / "0001_first.sql", folder)
-    (folder / "0002_second.sql").write_text(SECOND_MIGRATION)
+def one_more(folder: Path, sql: str = NEXT_MIGRATION) -> Path:
+    """Return a folder with all migrations there are and the next one."""
+    shutil.copytree(MIGRATIONS, folder, ignore=lambda _, names: [name for name in names if not name.endswith(".sql")])
+    (folder / f"{NEXT:04}_next.sql").write_text(sql)
     (folder / "readme.sql").write_text("this is no migration")
     return folder
 
@@ -355,18 +400,19 @@ def schema(path: Path) -> list[Any]:
 def test_migrations_run_once_and_in_order(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ours(path)
     before = everything(path)
-    monkeypatch.setattr(storage.sqlite, "MIGRATIONS", two_migrations(tmp_path / "migrations"))
-    monkeypatch.setattr(storage.sqlite, "SCHEMA_VERSION", 2)
-    assert [number for number, _ in storage.sqlite.migrations()] == [1, 2]
+    monkeypatch.setattr(storage.sqlite, "MIGRATIONS", one_more(tmp_path / "migrations"))
+    monkeypatch.setattr(storage.sqlite, "SCHEMA_VERSION", NEXT)
+    assert [number for number, _ in storage.sqlite.migrations()] == list(range(1, NEXT + 1))
 
     for _ in range(2):
         store = make(path)
         store.open()
         store.release()
 
-    assert query(path, "PRAGMA user_version") == [(2,)]
+    assert query(path, "PRAGMA user_version") == [(NEXT,)]
     assert query(path, "SELECT text FROM note") == [("run 1",)]
-    assert {table: rows for table, rows in everything(path).items() if table != "note"} == before
+    found = {table: rows for table, rows in everything(path).items() if table != "note"}
+    assert found == {**before, "event": [(*row, None) for row in before["event"]]}
 
 
 def test_a_migration_that_fails_leaves_the_old_schema(
@@ -374,16 +420,15 @@ def test_a_migration_that_fails_leaves_the_old_schema(
 ) -> None:
     ours(path)
     before = schema(path), everything(path)
-    folder = two_migrations(tmp_path / "migrations")
-    (folder / "0002_second.sql").write_text(SECOND_MIGRATION + "CREATE TABLE book (id);")
+    folder = one_more(tmp_path / "migrations", NEXT_MIGRATION + "CREATE TABLE book (id);")
     monkeypatch.setattr(storage.sqlite, "MIGRATIONS", folder)
-    monkeypatch.setattr(storage.sqlite, "SCHEMA_VERSION", 2)
+    monkeypatch.setattr(storage.sqlite, "SCHEMA_VERSION", NEXT)
 
     with pytest.raises(StorageError, match="table book already exists"):
         make(path).open()
 
     assert (schema(path), everything(path)) == before
-    assert query(path, "PRAGMA user_version") == [(1,)]
+    assert query(path, "PRAGMA user_version") == [(SCHEMA_VERSION,)]
 
 
 def victim(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -397,11 +442,11 @@ def victim(*arguments: object) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("old", [0, 1])
+@pytest.mark.parametrize("old", [0, SCHEMA_VERSION])
 def test_a_migration_killed_before_any_of_its_statements_leaves_the_old_or_the_new(
     old: int, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = two_migrations(tmp_path / "migrations")
+    folder = one_more(tmp_path / "migrations")
     if old:
         ours(path)
     before = schema(path) if old else []
@@ -412,25 +457,25 @@ def test_a_migration_killed_before_any_of_its_statements_leaves_the_old_or_the_n
     ended = [int(line.split()[1]) for line in told.stdout.splitlines()]
     assert ended[:-1] == [-signal.SIGKILL] * (len(ended) - 1) and ended[-1] == 0
     # Every statement of the migrations that are due, and BEGIN, version and COMMIT of each.
-    due = SECOND_MIGRATION if old else (MIGRATIONS / "0001_first.sql").read_text() + SECOND_MIGRATION
+    due = "".join(sql for number, sql in [*storage.sqlite.migrations(), (NEXT, NEXT_MIGRATION)] if number > old)
     assert len(ended) > len(re.findall(r"^(?:CREATE|ALTER|INSERT)\b", due, re.MULTILINE)) + 3
     copies = [path.with_name(f"{path.name}.{number + 1}") for number in range(len(ended))]
     new = schema(copies[-1])
     found = []
-    middle: dict[int, list[Any]] = {}  # after the first of two migrations the file is whole as well
+    middle: dict[int, list[Any]] = {}  # between two migrations the file is whole as well
     for copy in copies:
         assert query(copy, "PRAGMA integrity_check") == [("ok",)]
         (version,) = query(copy, "PRAGMA user_version")[0]
         found.append(version)
         middle.setdefault(version, schema(copy))
-        assert schema(copy) == {old: before, 2: new}.get(version, middle[version])
+        assert schema(copy) == {old: before, NEXT: new}.get(version, middle[version])
         if old:
             assert query(copy, "SELECT count(*) FROM book") == [(1,)]
     assert found == sorted(found)
-    assert set(found) == set(range(old, 3))
+    assert set(found) == set(range(old, NEXT + 1))
 
     monkeypatch.setattr(storage.sqlite, "MIGRATIONS", folder)
-    monkeypatch.setattr(storage.sqlite, "SCHEMA_VERSION", 2)
+    monkeypatch.setattr(storage.sqlite, "SCHEMA_VERSION", NEXT)
     for copy in copies:
         store = make(copy, "afterwards")
         store.open()
@@ -472,7 +517,7 @@ def test_every_kind_of_record_arrives(store: OneRun) -> None:
     assert query(store.path, "SELECT alive_us FROM run") == [(T0 + 50,)]
 
 
-def test_the_same_batch_twice_leaves_its_books_and_its_ledger_once(store: OneRun) -> None:
+def test_the_same_records_in_another_batch_leave_their_books_and_their_ledger_once(store: OneRun) -> None:
     second = BookRow(1, 2, 20, None, None, 0, None, '[["101","0"]]')
     batch = deliver(
         OPENED,
@@ -482,13 +527,29 @@ def test_the_same_batch_twice_leaves_its_books_and_its_ledger_once(store: OneRun
         CoverageMark(1, T0 + 30, T0 + 25, 2),
         EpochEnded(1, T0 + 28, "stale"),
     )
-    store.put(batch, T0)
+    assert store.put(batch, T0) == 0
     once = everything(store.path)
 
-    store.put(batch, T0)
+    assert store.put(batch, T0) == 3  # the epoch and its rows
+
+    assert {**everything(store.path), "run": once["run"]} == once
+    assert once["coverage"] == [(1, T0, T0 + 28, T0 + 25, 2, "stale")]
+
+
+def test_the_same_batch_again_leaves_everything_once(store: OneRun) -> None:
+    """Rejected frames and events too, which have no keys of their own.
+
+    Mutation: leave out the comparison of `batch.number` in `SQLiteStore._write`.
+    """
+    rejected = Rejected("upbit", "BTC-KRW", T0 + 40, "is no JSON", b"{")
+    batch = Batch(store.run, 1, tuple(deliver(OPENED, FIRST, MARK, rejected, Event(T0, "INFO", "X", "once"))))
+    assert store.write(batch, T0) == 0
+    once = everything(store.path)
+    assert len(once["rejected"]) == len(once["event"]) == 1
+
+    assert store.write(batch, T0 + 5) == 5
 
     assert everything(store.path) == once
-    assert once["coverage"] == [(1, T0, T0 + 28, T0 + 25, 2, "stale")]
 
 
 def test_an_older_mark_does_not_take_coverage_back(store: OneRun) -> None:

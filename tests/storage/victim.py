@@ -22,7 +22,7 @@ import signal
 import sqlite3
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,13 +31,14 @@ import storage.sqlite
 from collector.clock import Clock
 from collector.records import KEYFRAME, BookRow, CoverageMark, Delivery, EpochOpened, Event, Record
 from simulator.ledger import Ledger
-from storage.sqlite import SQLiteStore
+from storage.store import Batch
+from tests.storage.build import OneRun
 
 LEVELS = 15
 
 
-def open_store(database: Path, uid: str, kind: type[SQLiteStore] = SQLiteStore) -> SQLiteStore:
-    store = kind(database, collector_id="here", version="test", run_uid=uid, started_us=1)
+def open_store(database: Path, uid: str, kind: type[OneRun] = OneRun) -> OneRun:
+    store = kind(database, uid, started_us=1)
     store.open()
     return store
 
@@ -165,21 +166,29 @@ def _write_forever(database: Path, uid: str, told: int) -> None:
 # --- ledger -----------------------------------------------------------------------------------------------------------
 
 
-class ApartStore(SQLiteStore):
+class ApartStore(OneRun):
     """Commits coverage before what it speaks of."""
 
     between: Callable[[], object] = staticmethod(lambda: None)
 
-    def write(self, deliveries: Sequence[Delivery], now_us: int) -> None:
+    def write(self, batch: Batch, now_us: int) -> int:
         """Write in two transactions what belongs into one."""
-        records = [record for delivery in deliveries for record in delivery.records]
-        rows = [record for record in records if isinstance(record, BookRow)]
-        self._transaction(lambda: self._write([record for record in records if record not in rows], now_us))
+        rest, rows = apart(batch)
+        there = super().write(rest, now_us)
         self.between()
-        self._transaction(lambda: self._write(rows, now_us))
+        return there + super().write(rows, now_us)
 
 
-def ledger(database: Path, path: Path, *, apart: bool) -> None:
+def apart(batch: Batch) -> tuple[Batch, Batch]:
+    """Return a batch in two, everything but its rows and its rows, as a store without transactions would have it."""
+    records = [record for delivery in batch.deliveries for record in delivery.records]
+    rows = tuple(record for record in records if isinstance(record, BookRow))
+    rest = tuple(record for record in records if not isinstance(record, BookRow))
+    halves = [(Delivery("", 0, half, 0),) for half in (rest, rows)]
+    return Batch(batch.run, 2 * batch.number - 1, halves[0]), Batch(batch.run, 2 * batch.number, halves[1])
+
+
+def ledger(database: Path, path: Path, *, split: bool) -> None:
     sent = Ledger(path)
     subscription = sent.subscribe(sent.open("upbit", "websocket"), "upbit", "BTC-KRW", "orderbook")
     left = 4
@@ -190,12 +199,12 @@ def ledger(database: Path, path: Path, *, apart: bool) -> None:
         if not left:
             die()
 
-    if apart:
+    if split:
         ApartStore.between = staticmethod(die_at_the_fourth)
     else:
         # The rows and coverage are written, the transaction is not over.
-        traced(lambda statement: die_at_the_fourth() if statement.startswith("UPDATE run SET alive_us") else None)
-    store = open_store(database, "1", ApartStore if apart else SQLiteStore)
+        traced(lambda statement: die_at_the_fourth() if statement.startswith("UPDATE run SET batch") else None)
+    store = open_store(database, "1", ApartStore if split else OneRun)
     opened_us = Clock().wall_us()
     n = 0
     while True:
@@ -218,6 +227,6 @@ if __name__ == "__main__":
         case ["kills", database, times, seed]:
             kills(Path(database), int(times), int(seed))
         case ["ledger", database, path, how]:
-            ledger(Path(database), Path(path), apart=how == "apart")
+            ledger(Path(database), Path(path), split=how == "apart")
         case other:
             sys.exit(f"what is {other}?")
