@@ -21,6 +21,7 @@ from commands.options import DbOption, LanguageOption, MarketOption
 from commands.reading import book, coverage, export
 from commands.screen import err
 from commands.simulate import simulate
+from commands.spool import app as spool
 from commands.status import status
 from commands.upkeep import backup, check, markets
 from storage.database import is_url
@@ -38,6 +39,7 @@ app = typer.Typer(
 )
 for command in COMMANDS:
     app.command()(command)
+app.add_typer(spool, name="spool")
 
 ConfigOption = Annotated[
     Path | None,
