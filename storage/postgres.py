@@ -8,9 +8,9 @@ Whatever goes wrong ends the session; the next call makes a new one and reads ag
 is not there, not ours or from a newer collector is nothing a daemon ends for: `write` says so every time.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
-from typing import Any, LiteralString, NamedTuple, TypeVar, overload
+from typing import Any, NamedTuple, TypeVar
 
 import psycopg
 
@@ -28,26 +28,23 @@ from collector.records import (
 )
 from storage.postgres_database import Address, Session, check_version, migrate_schema
 from storage.postgres_partitions import DAY_US, days, make_day
+from storage.postgres_rows import (
+    BOOK_TYPES,
+    COPY_BOOK,
+    COPY_EVENT,
+    COPY_REJECTED,
+    EVENT_TYPES,
+    INSERT_BOOK,
+    REJECTED_TYPES,
+    STAGE_BOOK,
+    copy_rows,
+    storable,
+    storable_int,
+)
 from storage.store import Batch, Run
 
 DAYS_AHEAD = 2
 DAYS_BACK = 400  # what was received before is odd, and goes to the default partition
-
-_INT8 = 1 << 63
-
-_STAGE = """
-CREATE TEMPORARY TABLE stage_book (
-    epoch integer, n integer, received_us bigint, venue_us bigint, sequence bigint, flags smallint, bids text, asks text
-) ON COMMIT DELETE ROWS
-"""
-_COPY_BOOK = "COPY stage_book FROM STDIN (FORMAT BINARY)"
-_BOOK_TYPES = ("int4", "int4", "int8", "int8", "int8", "int2", "text", "text")
-_INSERT_BOOK = "INSERT INTO book SELECT * FROM stage_book ON CONFLICT DO NOTHING"
-
-_COPY_REJECTED = "COPY rejected (run, exchange, market, received_us, reason, frame) FROM STDIN (FORMAT BINARY)"
-_REJECTED_TYPES = ("int4", "text", "text", "int8", "text", "bytea")
-_COPY_EVENT = "COPY event (run, time_us, level, tag, text) FROM STDIN (FORMAT BINARY)"
-_EVENT_TYPES = ("int4", "int8", "text", "text", "text")
 
 _ENTER = "SELECT id, batch, (SELECT max(version) FROM collector_schema) FROM run WHERE uid = %s FOR UPDATE"
 _NEW_RUN = """
@@ -102,7 +99,7 @@ WHERE e.id = c.epoch AND e.run = %s AND e.ended_us IS NOT NULL AND c.reason IS N
 """
 
 _T = TypeVar("_T")
-_FeedKey = tuple[str, str, str, str]  # exchange, symbol, currency, channel
+FeedKey = tuple[str, str, str, str]  # exchange, symbol, currency, channel
 
 
 class _Epoch(NamedTuple):
@@ -121,7 +118,7 @@ class PostgresStore:
         self._db: Session | None = None
         self._uid = ""  # the run that _epochs belong to
         self._epochs: dict[int, _Epoch] = {}
-        self._feeds: dict[_FeedKey, int] = {}
+        self._feeds: dict[FeedKey, int] = {}
         self._days: set[int] = set()
 
     # --- as a store -------------------------------------------------------------------------------------------------
@@ -141,12 +138,12 @@ class PostgresStore:
 
     def open_epochs(self, run: Run) -> Set[int]:
         """Return the epochs of a run (as its batches number them) that are in the store and have not ended."""
-        return self.in_transaction(lambda db: {number for (number,) in db.execute(_OPEN_EPOCHS, (_text(run.uid),))})
+        return self.in_transaction(lambda db: {number for (number,) in db.execute(_OPEN_EPOCHS, (storable(run.uid),))})
 
     def close_run(self, run: Run, now_us: int) -> None:
         """Note that a run ended in order; nothing happens where the store does not know it."""
         sql = "UPDATE run SET closed_us = %s, alive_us = %s WHERE uid = %s"
-        self.in_transaction(lambda db: db.execute(sql, (now_us, now_us, _text(run.uid))))
+        self.in_transaction(lambda db: db.execute(sql, (now_us, now_us, storable(run.uid))))
 
     def size_bytes(self) -> int:
         """Return what the whole database takes on the server, in bytes."""
@@ -173,13 +170,26 @@ class PostgresStore:
             raise
         return result
 
+    def know_feeds(self, db: Session, wanted: Set[FeedKey]) -> Mapping[FeedKey, int]:
+        """Return the ids of feeds, those of `wanted` among them, whether they were known before or not."""
+        missing = sorted(wanted - self._feeds.keys())  # in order: two collectors never wait for each other crosswise
+        if missing:
+            cursor = db.cursor()
+            names = sorted({(exchange,) for exchange, *_ in missing})
+            cursor.executemany("INSERT INTO exchange (name) VALUES (%s) ON CONFLICT DO NOTHING", names)
+            markets = sorted({(symbol, currency) for _, symbol, currency, _ in missing})
+            cursor.executemany("INSERT INTO market (symbol, currency) VALUES (%s, %s) ON CONFLICT DO NOTHING", markets)
+            cursor.executemany(_NEW_FEED, [(key[3], *key[:3]) for key in missing])
+            self._feeds = _feeds(db)
+        return self._feeds
+
     def _session(self) -> Session:
         if self._db is not None and not self._db.closed:
             return self._db
         db = self.address.connect(writes=True)
         try:
             migrate_schema(db, self.address)
-            db.execute(_STAGE)
+            db.execute(STAGE_BOOK)
             self._days = days(db, "book")
             self._feeds = _feeds(db)
             db.commit()
@@ -211,9 +221,9 @@ class PostgresStore:
         if run.uid != self._uid:
             self._uid, self._epochs = run.uid, {}
         with db.pipeline():  # BEGIN goes with it
-            row = db.execute(_ENTER, (_text(run.uid),)).fetchone()
+            row = db.execute(_ENTER, (storable(run.uid),)).fetchone()
         if row is None:
-            told = _text(run.uid), _text(run.collector_id), _text(run.version), run.started_us, run.started_us
+            told = storable(run.uid), storable(run.collector_id), storable(run.version), run.started_us, run.started_us
             row = db.execute(_NEW_RUN, told).fetchone()
             assert row is not None
         else:
@@ -240,14 +250,14 @@ class PostgresStore:
         self._copy_rejected(db, run, kinds.get(Rejected, []))
         self._copy_events(db, run, events)
         with db.pipeline():
-            inserted = db.execute(_INSERT_BOOK) if staged else None
+            inserted = db.execute(INSERT_BOOK) if staged else None
             self._move_ledger(db, marks, verdicts, ended)
         for end in ended:
             self._epochs.pop(end.epoch, None)
         return there + (staged - inserted.rowcount if inserted is not None else 0)
 
     def _lose_epochs(self, db: Session, run: int, lost: RecordsLost) -> None:
-        db.execute(_LOSE_EPOCHS, (_text(lost.reason), run))
+        db.execute(_LOSE_EPOCHS, (storable(lost.reason), run))
         db.execute(_LOSE_COVERAGE, (run,))
         self._epochs.clear()
 
@@ -255,29 +265,17 @@ class PostgresStore:
         if not opened:
             return 0
         feeds = [_feed_key(record) for record in opened]
-        self._learn_feeds(db, set(feeds))
+        known = self.know_feeds(db, set(feeds))
         cursor = db.cursor()
         cursor.executemany(
             _NEW_EPOCH,
             [
-                (run, e.epoch, self._feeds[feed], _text(e.transport), e.depth, _text(e.verdict), e.opened_us)
+                (run, e.epoch, known[feed], storable(e.transport), e.depth, storable(e.verdict), e.opened_us)
                 for e, feed in zip(opened, feeds, strict=True)
             ],
         )
         db.execute(_NEW_COVERAGE, (run, [record.epoch for record in opened]))
         return len(opened) - cursor.rowcount
-
-    def _learn_feeds(self, db: Session, wanted: Set[_FeedKey]) -> None:
-        missing = sorted(wanted - self._feeds.keys())  # in order: two collectors never wait for each other crosswise
-        if not missing:
-            return
-        cursor = db.cursor()
-        names = sorted({(exchange,) for exchange, *_ in missing})
-        cursor.executemany("INSERT INTO exchange (name) VALUES (%s) ON CONFLICT DO NOTHING", names)
-        markets = sorted({(symbol, currency) for _, symbol, currency, _ in missing})
-        cursor.executemany("INSERT INTO market (symbol, currency) VALUES (%s, %s) ON CONFLICT DO NOTHING", markets)
-        cursor.executemany(_NEW_FEED, [(key[3], *key[:3]) for key in missing])
-        self._feeds = _feeds(db)
 
     def _learn_epochs(self, db: Session, run: int, numbers: Iterable[int]) -> None:
         missing = list(set(numbers) - self._epochs.keys())
@@ -295,11 +293,11 @@ class PostgresStore:
                 continue
             received_us = epoch.opened_us + row.at_us
             found.add(received_us // DAY_US)
-            venue_us = None if row.lag_us is None else _int8(received_us - row.lag_us)
-            sides = _text(row.bids), _text(row.asks)
-            staged.append((epoch.id, row.n, received_us, venue_us, _int8(row.sequence), row.flags, *sides))
+            venue_us = None if row.lag_us is None else storable_int(received_us - row.lag_us)
+            sides = storable(row.bids), storable(row.asks)
+            staged.append((epoch.id, row.n, received_us, venue_us, storable_int(row.sequence), row.flags, *sides))
         self._make_days(db, found, now_us)
-        _copy(db, _COPY_BOOK, _BOOK_TYPES, staged)
+        copy_rows(db, COPY_BOOK, BOOK_TYPES, staged)
         return len(staged)
 
     def _make_days(self, db: Session, wanted: Set[int], now_us: int) -> None:
@@ -318,13 +316,14 @@ class PostgresStore:
 
     def _copy_rejected(self, db: Session, run: int, records: Sequence[Rejected]) -> None:
         rows = [
-            (run, _text(r.exchange.upper()), _text(r.market), r.received_us, _text(r.reason), r.frame) for r in records
+            (run, storable(r.exchange.upper()), storable(r.market), r.received_us, storable(r.reason), r.frame)
+            for r in records
         ]
-        _copy(db, _COPY_REJECTED, _REJECTED_TYPES, rows)
+        copy_rows(db, COPY_REJECTED, REJECTED_TYPES, rows)
 
     def _copy_events(self, db: Session, run: int, records: Sequence[Event]) -> None:
-        rows = [(run, e.time_us, _text(e.level), _text(e.tag), _text(e.text)) for e in records]
-        _copy(db, _COPY_EVENT, _EVENT_TYPES, rows)
+        rows = [(run, e.time_us, storable(e.level), storable(e.tag), storable(e.text)) for e in records]
+        copy_rows(db, COPY_EVENT, EVENT_TYPES, rows)
 
     def _move_ledger(
         self,
@@ -341,23 +340,23 @@ class PostgresStore:
         for verdict in verdicts:
             if verdict.epoch in self._epochs:
                 epoch = self._epochs[verdict.epoch].id
-                db.execute("UPDATE epoch SET verdict = %s WHERE id = %s", (_text(verdict.verdict), epoch))
+                db.execute("UPDATE epoch SET verdict = %s WHERE id = %s", (storable(verdict.verdict), epoch))
         for end in ended:
             if end.epoch in self._epochs:
-                epoch, reason = self._epochs[end.epoch].id, _text(end.reason)
+                epoch, reason = self._epochs[end.epoch].id, storable(end.reason)
                 db.execute(_END_EPOCH, (end.ended_us, reason, epoch))
                 db.execute(_END_COVERAGE, (reason, end.ended_us, end.ended_us, epoch))
 
 
-def _feeds(db: Session) -> dict[_FeedKey, int]:
+def _feeds(db: Session) -> dict[FeedKey, int]:
     return {
         (exchange, symbol, currency, channel): feed for exchange, symbol, currency, channel, feed in db.execute(_FEEDS)
     }
 
 
-def _feed_key(record: EpochOpened) -> _FeedKey:
+def _feed_key(record: EpochOpened) -> FeedKey:
     symbol, _, currency = record.market.partition("-")
-    return _text(record.exchange), _text(symbol), _text(currency), _text(record.channel)
+    return storable(record.exchange), storable(symbol), storable(currency), storable(record.channel)
 
 
 def _stretches(records: Iterable[Record]) -> Iterator[list[Record]]:
@@ -372,35 +371,5 @@ def _stretches(records: Iterable[Record]) -> Iterator[list[Record]]:
         yield stretch
 
 
-def _copy(db: Session, sql: LiteralString, types: Sequence[str], rows: Sequence[tuple[object, ...]]) -> None:
-    if not rows:
-        return
-    with db.cursor().copy(sql) as copy:
-        copy.set_types(types)
-        for row in rows:
-            copy.write_row(row)
-
-
 def _epoch_of(row: BookRow) -> int:
     return row.epoch
-
-
-@overload
-def _text(text: str) -> str: ...
-
-
-@overload
-def _text(text: str | None) -> str | None: ...
-
-
-def _text(text: str | None) -> str | None:
-    # PostgreSQL has no NUL in texts, and UTF-8 no half of a surrogate pair: both are spelt out, or nobody's batch
-    # that holds one would ever be stored.
-    if text is None or (text.isascii() and "\0" not in text):
-        return text
-    return text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode()
-
-
-def _int8(number: int | None) -> int | None:
-    # What no 64 bits hold is nothing an exchange can mean.
-    return number if number is None or -_INT8 <= number < _INT8 else None

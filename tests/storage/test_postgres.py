@@ -385,7 +385,7 @@ def test_an_address_is_shown_by_where_it_leads() -> None:
 
 
 def test_no_text_makes_a_batch_unstorable(store: PostgresStore, postgres_url: str) -> None:
-    """Fails with `return text` at the end of _text."""
+    """Fails with `return text` at the end of storable."""
     bad = "a\0b\ud800c한"
     run = Run("run\0", bad, bad, T0)
     records = (

@@ -139,6 +139,15 @@ CREATE TABLE event (
     text    text NOT NULL
 );
 
+-- How far `migrate` has copied an SQLite database; moves in the transaction of the rows it speaks of.
+CREATE TABLE migrated (
+    source   text NOT NULL,                    -- run.uid of the first run in that database
+    name     text NOT NULL,                    -- of a table
+    position text NOT NULL,                    -- key of the newest row that is here, as JSON
+    rows     bigint NOT NULL,                  -- how many were copied
+    PRIMARY KEY (source, name)
+);
+
 -- `book` with everything spelt out. A condition on received_us reads only the days it names.
 CREATE VIEW book_update AS
 SELECT
