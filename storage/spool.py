@@ -25,8 +25,7 @@ from storage.spool_files import (
     Count,
     Pending,
     Segment,
-    Source,
-    is_lost,
+    heads,
     next_known,
     sync_directory,
     take_lock,
@@ -37,7 +36,6 @@ from storage.spool_format import (
     READ_AHEAD,
     Counts,
     Framed,
-    Scanner,
     Tally,
     encode,
     minus,
@@ -341,7 +339,7 @@ class Spool:
     def _drop(self, segment: Segment, before: Segment | None) -> Dropped:
         assert segment.header is not None
         following = next_known(self._segments, segment.number, self._written)
-        batches = max(0, following.sequence - segment.header.first)
+        batches = max(0, following.sequence - following.skipped - segment.header.first)
         lost = minus(following.totals, segment.header.totals)
         size, rows = segment.size, _rows(segment, following.sequence)
         if before is not None and before.dropped:
@@ -379,8 +377,11 @@ class Spool:
     @property
     def frames(self) -> int:
         """How many batches wait, lost ones that no hole told of yet included."""
-        dropped = sum(segment.batches for segment in self._tombstones())
-        return self._written.sequence - self._advanced.sequence - dropped
+        unused = self._written.skipped + sum(segment.batches for segment in self._tombstones())
+        for segment in self._segments:
+            if segment.header is not None and segment.header.first > self._advanced.sequence:
+                unused += segment.header.skipped
+        return max(0, self._written.sequence - self._advanced.sequence - unused)
 
     @property
     def waiting(self) -> Tally:
@@ -424,23 +425,11 @@ def _bytes(item: Spooled | Hole) -> int:
     return item.size if isinstance(item, Spooled) else _HOLE_BYTES
 
 
-def _rows(segment: Segment, end: int) -> dict[tuple[str, int], int]:
-    # Book rows by run and epoch, of the frames numbered below `end`; only heads are read.
-    assert segment.header is not None
+def _rows(segment: Segment, first_after: int) -> dict[tuple[str, int], int]:
     rows: Counter[tuple[str, int]] = Counter()
-    try:
-        source = Source(segment.path)
-    except FileNotFoundError:
-        return {}
-    try:
-        scanner = Scanner(source.read, segment.header.salt, segment.start, bodies=False)
-        while (found := scanner.next(segment.size)) is not None:
-            if isinstance(found, Framed) and found.head.sequence < end:
+    with contextlib.suppress(FileNotFoundError):
+        for found in heads(segment, first_after):
+            if isinstance(found, Framed):
                 for epoch, count in found.head.rows.items():
                     rows[found.head.run.uid, epoch] += count
-    except OSError as error:
-        if not is_lost(error):
-            raise
-    finally:
-        source.close()
     return dict(rows)

@@ -8,17 +8,22 @@ import errno
 import fcntl
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from collector.errors import NotOurs
 from storage.spool_format import (
+    MARKER,
     READ_AHEAD,
     SEGMENT_PREFIX_BYTES,
     Damaged,
+    Framed,
+    Garbage,
     Head,
     Header,
+    Scanner,
     Tally,
     decode_header,
     encode_frame,
@@ -29,6 +34,7 @@ from storage.spool_format import (
 LOCK = "lock"
 SEGMENT = ".spool"
 DROPPED = ".dropped"  # the header of a segment that was deleted to make room
+HEADS_READ_AHEAD = 8192
 DAMAGED = ".damaged"  # a segment with a damaged place, kept for a person to look at
 
 _NAME = re.compile(r"(\d{10})(\.spool|\.dropped|\.damaged)")
@@ -56,17 +62,21 @@ class Segment:
 
 @dataclass
 class Count:
-    """How far the spool was written or read: the next frame's sequence number, and the totals of all before it."""
+    """How far the spool was written or read: the next frame's sequence number, and the totals of all before it.
+
+    `skipped` numbers right before it were left out: nobody knows how many frames stood there.
+    """
 
     sequence: int
     totals: Tally
+    skipped: int = 0
 
 
 def next_known(segments: list[Segment], number: int, written: Count) -> Count:
     """Return where the count stands behind segment `number`, as far as any header tells."""
     for segment in segments:
         if segment.number > number and segment.header is not None:
-            return Count(segment.header.first, segment.header.totals)
+            return Count(segment.header.first, segment.header.totals, segment.header.skipped)
     return written
 
 
@@ -75,6 +85,17 @@ class Found(NamedTuple):
 
     segments: list[Segment]
     damaged: list[Path]
+
+
+def is_part(name: str) -> bool:
+    """Say whether a file of this name is a segment, or the tombstone of one."""
+    match = _NAME.fullmatch(name)
+    return match is not None and match[2] != DAMAGED
+
+
+def segment_path(directory: Path, number: int) -> Path:
+    """Return where a segment's file stands."""
+    return directory / f"{number:010d}{SEGMENT}"
 
 
 def look(directory: Path) -> Found:
@@ -116,12 +137,33 @@ def _segment(path: Path, number: int, *, dropped: bool) -> Segment:
     return segment
 
 
+def heads(segment: Segment, first_after: int) -> Iterator[Framed | Garbage]:
+    """Yield the frames of a segment that count, without their bodies, and what lies between them.
+
+    A file that can't be read any further ends it; raises `FileNotFoundError` for one that is gone.
+    """
+    assert segment.header is not None
+    source = Source(segment.path, HEADS_READ_AHEAD)
+    try:
+        scanner = Scanner(source.read, segment.header.salt, segment.start, bodies=False)
+        while (found := scanner.next(segment.size)) is not None:
+            if isinstance(found, Garbage) or found.head.sequence < first_after:
+                yield found
+    except OSError as error:
+        if not is_lost(error):
+            raise
+    finally:
+        source.close()
+
+
 def is_torn_at_birth(path: Path) -> bool:
     """Say whether a file ends within its own header: nothing that counts was ever in it."""
     with path.open("rb", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
-        length = header_bytes(os.pread(file.fileno(), SEGMENT_PREFIX_BYTES, 0))
-    return size < SEGMENT_PREFIX_BYTES or (length is not None and size < length)
+        data = os.pread(file.fileno(), READ_AHEAD, 0)
+    length = header_bytes(data)
+    too_short = size < SEGMENT_PREFIX_BYTES or (length is not None and size < length)
+    return too_short and MARKER not in data  # else the header's length is what is wrong
 
 
 def is_lost(error: OSError) -> bool:
@@ -150,19 +192,20 @@ def take_lock(directory: Path) -> int:
 
 
 class Source:
-    """Reads a segment's file with a read-ahead of `READ_AHEAD` bytes."""
+    """Reads a segment's file with a bounded read-ahead."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, read_ahead: int = READ_AHEAD) -> None:
         self._fd = os.open(path, os.O_RDONLY)
+        self._read_ahead = read_ahead
         self._buffer, self._at = b"", 0
 
     def read(self, offset: int, size: int) -> bytes:
         """Return `size` bytes from `offset` on, fewer at the end of the file."""
         skip = offset - self._at
         if skip < 0 or skip + size > len(self._buffer):
-            if size > READ_AHEAD:
+            if size > self._read_ahead:
                 return os.pread(self._fd, size, offset)
-            self._buffer, self._at, skip = os.pread(self._fd, READ_AHEAD, offset), offset, 0
+            self._buffer, self._at, skip = os.pread(self._fd, self._read_ahead, offset), offset, 0
         return self._buffer[skip : skip + size]
 
     def close(self) -> None:
@@ -197,7 +240,7 @@ class Tail:
     def create(cls, directory: Path, header: Header) -> "Tail":
         """Begin a segment; nothing of it stays where that fails."""
         data = encode_header(header)
-        path = directory / f"{header.segment:010d}{SEGMENT}"
+        path = segment_path(directory, header.segment)
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             _write(fd, data, 0)

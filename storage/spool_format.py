@@ -92,7 +92,8 @@ def _combined(one: Tally, other: Tally, sign: int) -> Tally:
 class Header(msgspec.Struct, frozen=True):
     """The beginning of a segment: its number, its salt, and where it stands in everything ever spooled here.
 
-    `first` is the sequence number of its first frame, `totals` what all frames before that one accounted for.
+    `first` is the sequence number of its first frame, `totals` what all frames before that one accounted for. So many
+    numbers before `first` as `skipped` says were left out, because nobody could tell which ones are taken.
     """
 
     segment: int
@@ -100,6 +101,7 @@ class Header(msgspec.Struct, frozen=True):
     first: int
     time_us: int
     totals: dict[str, Counts]
+    skipped: int = 0
 
 
 def encode_header(header: Header) -> bytes:

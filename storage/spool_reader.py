@@ -38,7 +38,7 @@ class Spooled(NamedTuple):
 
 
 class Hole(NamedTuple):
-    """Frames that stood here are gone: `batches` of them, or more where the file is no segment any more.
+    """Frames that stood here are gone: `batches` of them as far as anybody knows, 0 where nobody does.
 
     `segment`, `offset` and `size` (bytes; 0 where the file is gone) say where it begins and how much can't be read,
     `before` and `after` are the batches on both sides, None where there is none. `lost` is what the frames accounted
@@ -91,6 +91,7 @@ class SpoolReader:
         self._source: Source | None = None
         self._scanner: Scanner | None = None
         self._gap: _Gap | None = None
+        self._skipped = 0  # of the numbers before the next frame, so many were never used
         self._explained = False  # a hole told what is missing of this segment
         self._before: BatchId | None = None
         self._keep = segments[0].number if segments else 0
@@ -157,10 +158,12 @@ class SpoolReader:
             return True
         self._source = source
         self._scanner = Scanner(source.read, header.salt, segment.start)
-        if header.first == self._sequence:
+        whole = self._gap is None and header.first - header.skipped <= self._sequence <= header.first
+        if whole or header.first == self._sequence:
             self._gap = None  # whatever lay in between was not part of it
-            self._totals = header.totals
+            self._sequence, self._totals = header.first, header.totals
         elif header.first > self._sequence:
+            self._skipped += header.skipped
             if self._gap is None and before is not None and before.number + 1 == segment.number:
                 self._gap = _Gap(before.number, before.size, SHORT)
             elif self._gap is None:
@@ -263,6 +266,7 @@ class SpoolReader:
             self._gap = _Gap(segment.number if segment else 0, segment.size if segment else 0, MISSING)
         self._gap.lost = plus(self._gap.lost, lost)
         self._totals = self._written.totals
+        self._skipped += self._written.skipped
         self._hole(None, self._written.sequence)
 
     def _hole(self, after: BatchId | None, sequence: int) -> None:
@@ -271,7 +275,8 @@ class SpoolReader:
         for segment in gap.touched:
             segment.damaged = True
         self.position += 1
-        batches, self._sequence, self._gap = sequence - self._sequence, sequence, None
+        batches = max(0, sequence - self._sequence - self._skipped)
+        self._sequence, self._skipped, self._gap = sequence, 0, None
         item = Hole(
             self.position, gap.segment, gap.offset, gap.size, batches, self._before, after, gap.reason, gap.lost
         )

@@ -4,12 +4,12 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from storage.spool_files import Count, Segment, Source, is_lost, is_torn_at_birth, look, next_known
-from storage.spool_format import Framed, Header, Scanner, minus, plus
+from storage.spool_files import Count, Segment, Source, is_lost, is_torn_at_birth, look, next_known, segment_path
+from storage.spool_format import PREFIX_BYTES, Framed, Header, Scanner, minus, plus
 
 
 class Cut(NamedTuple):
-    """What `open` took off the end of the spool: a frame whose writing was cut short, never acknowledged."""
+    """What is torn off the end of the spool: frames whose writing was cut short, and a segment without a header."""
 
     segment: int
     offset: int
@@ -28,59 +28,80 @@ class Recovered(NamedTuple):
     number: int
 
 
-def recover(directory: Path) -> Recovered:
+def recover(directory: Path, *, repair: bool = True) -> Recovered:
     """Find out what is there, cut off a torn end, finish what a crash interrupted; raises `NotOurs` and `OSError`.
 
-    Where nobody knows how many frames were at an end of the spool, because the file there is no segment any more, the
-    count leaves room for one: something is missing there.
+    With `repair=False` nothing on disk is changed; what is returned is the same.
+
+    Where the newest file can't be read, the count leaves room for all frames that may be in it: if they can be read
+    another day, they are in their place.
     """
     segments, damaged = look(directory)
     numbers = [int(path.stem) for path in damaged] + [segment.number for segment in segments]
-    cuts = _cut_torn_segments(segments)
-    written, last, cut = _end(segments)
+    cuts = _torn_segments(segments)
+    written, last, torn = _end(segments)
     known = [segment.header for segment in segments if segment.header is not None]
     oldest = Count(1, {})
     if known:
-        oldest = Count(known[0].first - (segments[0].header is None), known[0].totals)
+        hidden = segments[0].header is None and known[0].first > 1  # how many were in it, nobody knows
+        oldest = Count(known[0].first - hidden, known[0].totals)
     for segment in segments:
         if segment.dropped:
-            _finish_dropping(segment, next_known(segments, segment.number, written))
+            _account_for_dropped(segment, next_known(segments, segment.number, written))
     aside = {path: path.stat().st_size for path in damaged}
-    return Recovered(segments, aside, (*cuts, *cut), oldest, written, last, max(numbers, default=0) + 1)
+    found = Recovered(segments, aside, (*cuts, *torn), oldest, written, last, max(numbers, default=0) + 1)
+    if repair:
+        _repair(directory, found)
+    return found
 
 
-def _cut_torn_segments(segments: list[Segment]) -> list[Cut]:
+def _repair(directory: Path, found: Recovered) -> None:
+    for cut in found.cuts:
+        path = segment_path(directory, cut.segment)
+        if cut.offset:
+            os.truncate(path, cut.offset)
+        else:
+            path.unlink()
+    for segment in found.segments:
+        if segment.dropped:
+            os.truncate(segment.path, segment.start)
+
+
+def _torn_segments(segments: list[Segment]) -> list[Cut]:
+    # Files at the end that a crash left without a whole header; they are no part of the spool.
     cuts: list[Cut] = []
     while segments and segments[-1].header is None and is_torn_at_birth(segments[-1].path):
         torn = segments.pop()
-        torn.path.unlink()
-        if torn.size:
-            cuts.append(Cut(torn.number, 0, torn.size))
+        cuts.append(Cut(torn.number, 0, torn.size))
     return cuts
 
 
 def _end(segments: list[Segment]) -> tuple[Count, tuple[Segment, Header] | None, list[Cut]]:
     last = next((segment for segment in reversed(segments) if segment.header is not None), None)
-    if last is None or last.header is None:
-        return Count(2 if segments else 1, {}), None, []
-    header = last.header
-    count, end, sure = Count(header.first, header.totals), last.start, last is segments[-1] and not last.dropped
-    if not last.dropped:
-        count, end, readable = _good_frames(last, header)
-        sure = sure and readable
-    if not sure:
-        return Count(count.sequence + 1, count.totals), None, []
+    count, end = Count(1, {}), 0
+    if last is not None and last.header is not None:
+        count, end, readable = _good_frames(last, last.header)
+        if readable and last is segments[-1]:
+            return count, (last, last.header), _cut(last, end)
+    unread = sum(segment.size for segment in segments if last is None or segment.number > last.number)
+    unread += last.size - end if last is not None else 0
+    skipped = unread // PREFIX_BYTES + 1 if segments else 0
+    return Count(count.sequence + skipped, count.totals, skipped), None, []
+
+
+def _cut(last: Segment, end: int) -> list[Cut]:
     cuts = []
     if end < last.size:
         cuts.append(Cut(last.number, end, last.size - end))
-        os.truncate(last.path, end)
         last.size = end
-    return count, (last, header), cuts
+    return cuts
 
 
 def _good_frames(segment: Segment, header: Header) -> tuple[Count, int, bool]:
     # The count behind the last frame that verifies, where that one ends, and whether all of the file could be read.
     count, end = Count(header.first, header.totals), segment.start
+    if segment.dropped:
+        return count, end, False
     source = Source(segment.path)
     try:
         scanner = Scanner(source.read, header.salt, segment.start)
@@ -97,11 +118,9 @@ def _good_frames(segment: Segment, header: Header) -> tuple[Count, int, bool]:
     return count, end, True
 
 
-def _finish_dropping(segment: Segment, following: Count) -> None:
+def _account_for_dropped(segment: Segment, following: Count) -> None:
     # Only the header of a dropped segment stays: what comes after it tells how much is gone.
     assert segment.header is not None
-    segment.batches = max(0, following.sequence - segment.header.first)
+    segment.batches = max(0, following.sequence - following.skipped - segment.header.first)
     segment.gone = minus(following.totals, segment.header.totals)
-    if segment.size > segment.start:
-        os.truncate(segment.path, segment.start)
-        segment.size = segment.start
+    segment.size = segment.start

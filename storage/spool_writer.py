@@ -62,7 +62,7 @@ class SpoolWriter:
                 if tail.empty:
                     self._discard(tail)
             raise
-        self.written.sequence += 1
+        self.written.sequence, self.written.skipped = self.written.sequence + 1, 0
         self.written.totals = plus(self.written.totals, frame.head.counts)
 
     def sync(self, *, at_once: bool = False) -> None:
@@ -92,7 +92,7 @@ class SpoolWriter:
 
     def _begin(self, count: Count) -> Tail:
         now_us = self._clock.wall_us()
-        header = Header(self.number, secrets.randbits(32), count.sequence, now_us, dict(count.totals))
+        header = Header(self.number, secrets.randbits(32), count.sequence, now_us, dict(count.totals), count.skipped)
         self.number += 1
         return Tail.create(self._directory, header)
 
