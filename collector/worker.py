@@ -8,7 +8,7 @@ import random
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from collector.clock import Clock
 from collector.errors import RateLimited, SourceError, StorageError
@@ -50,7 +50,7 @@ class Worker:
     """The lifecycle every controller, writer and sync job shares.
 
     `state` is `new`, `running`, `waiting` (for the next attempt), `stopped`, `dead` (its thread ended unasked, or by an
-    unexpected error while it was stopping) or `abandoned`.
+    unexpected error while it was stopping), `parked` (dead, and left so for a while) or `abandoned`.
     """
 
     kind = "worker"
@@ -104,6 +104,13 @@ class Worker:
     def due_for_replacement(self) -> bool:
         """Tell whether a second generation should take over now, before what is known to come ends this one."""
         return False
+
+    def covered_by(self, successors: Sequence["Worker"], *, seamlessly: bool) -> bool:
+        """Tell whether these do what this one does at present, so that it may end.
+
+        `seamlessly`: and have done so since before what this one accounts for ends.
+        """
+        return True
 
     def abandon(self) -> str:
         """Give the worker up and return the stack it is stuck in; its late records are refused from now on."""

@@ -357,6 +357,32 @@ class Controller(Worker):
         for epoch in hit - self._open.keys():
             self._owners.pop(epoch, None)
 
+    # --- taking over --------------------------------------------------------------------------------------------------
+
+    def hears(self, key: Feed) -> bool:
+        """Tell whether a feed is one of this controller's."""
+        return any(feed.key == key for feed in self.feeds.values())
+
+    def covered_by(self, successors: Sequence[Worker], *, seamlessly: bool) -> bool:
+        """Tell whether every feed that is covered here is covered there; one that is in none of them is not wanted.
+
+        `seamlessly`: and its coverage there began before it ends here, in the times that go to the ledger. Any thread
+        may ask.
+        """
+        if not self.alive:
+            return True
+        for feed in self.feeds.values():
+            heirs = [w for w in successors if isinstance(w, Controller) and w.hears(feed.key)]
+            heirs = [w for w in heirs if w.transport == self.transport] or heirs
+            if not feed.epoch or not heirs:
+                continue
+            begun = [heir.opened_us for heir in (w.feeds[feed.market] for w in heirs) if heir.epoch and heir.opened_us]
+            until_at_us = feed.agreed_at_us if self.changes_only else max(self._heard_at_us, feed.confirmed_at_us)
+            until_us = until_at_us + feed.opened_us - feed.opened_at_us
+            if not begun or (seamlessly and min(begun) > until_us):
+                return False
+        return True
+
     # --- for others to read -----------------------------------------------------------------------------------------
 
     def status(self) -> list[dict[str, object]]:
