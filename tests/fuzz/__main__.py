@@ -1,4 +1,4 @@
-"""`python -m tests.fuzz`: spoiled messages for every exchange, spoiled settings, by the million.
+"""`python -m tests.fuzz`: spoiled messages for every exchange, spoiled settings, spoiled files of the spool.
 
 Prints how many ended how and how fast; ends with 1 when anything was found that must not be, and says how to see it
 again. See docs/testing.md.
@@ -21,13 +21,13 @@ from rich.table import Table
 
 from controllers import controller_class
 from tests.conftest import ROOT
-from tests.fuzz import settings as spoiled_settings
-from tests.fuzz import venues
-from tests.fuzz.guard import Guard
+from tests.fuzz import settings, spool, venues
+from tests.fuzz.guard import CPU_S_MAX, Guard
 from tests.fuzz.venues import OUTCOMES, SESSION, Violation
 
-SETTINGS = "settings"
-FIGURES = (*OUTCOMES, "answers", "settings", "refused")
+# What is fuzzed beside the exchanges, and the limit on one piece of it.
+OTHERS = {"settings": settings.CPU_S_MAX, "spool": spool.CPU_S_MAX}
+FIGURES = (*OUTCOMES, "answers", "settings", "refused", "holes")
 MEMORY_BYTES_MAX = 4 << 30
 TOLD_EVERY_S = 30.0
 
@@ -36,17 +36,20 @@ Run = Callable[[Guard, Callable[[int], object]], Counter[str]]
 
 def main(
     venue: Annotated[
-        list[str] | None, typer.Option(help=f"Only this exchange, or {SETTINGS!r}; may be given again.")
+        list[str] | None, typer.Option(help=f"Only this exchange, or {', '.join(OTHERS)}; may be given again.")
     ] = None,
     frames: Annotated[int, typer.Option(min=1, help="Spoiled messages for each exchange and transport.")] = 1_000_000,
     mutations: Annotated[int, typer.Option(min=1, help="Spoiled settings.")] = 50_000,
+    spools: Annotated[int, typer.Option(min=1, help="Spoiled spools.")] = 20_000,
     seed: Annotated[int | None, typer.Option(help="The first seed; without it another one every time.")] = None,
 ) -> None:
-    """Look for messages and settings that the collector can't cope with."""
+    """Look for messages, settings and files that the collector can't cope with."""
     wire = Path(os.environ.get("COLLECTOR_WIRE") or ROOT.parent / "shared" / "wire")
     first = random.SystemRandom().randrange(10**9) if seed is None else seed
     print(f"seed {first}, {'with' if wire.is_dir() else 'without'} recorded traffic", flush=True)
-    runs = _runs(frames, mutations, first, wire if wire.is_dir() else None)
+    runs = _runs(frames, first, wire if wire.is_dir() else None)
+    runs["settings"] = _in_a_folder(settings.fuzz, mutations, first)
+    runs["spool"] = _in_a_folder(spool.fuzz, spools, first)
     unknown = set(venue or ()) - {name.partition("/")[0] for name in runs}
     if unknown:
         raise typer.BadParameter(f"{', '.join(sorted(unknown))}: allowed are {', '.join(sorted(runs))}")
@@ -58,26 +61,29 @@ def main(
         if not venue or name.partition("/")[0] in venue:
             found = not _row(table, name, run) or found
     print(flush=True)
-    Console(width=120).print(table)
+    Console(width=150).print(table)
     raise typer.Exit(1 if found else 0)
 
 
-def _runs(frames: int, mutations: int, seed: int, wire: Path | None) -> dict[str, Run]:
+def _runs(frames: int, seed: int, wire: Path | None) -> dict[str, Run]:
     def of_venue(exchange: str, transport: str) -> Run:
         cls = controller_class(exchange, transport)
         return lambda guard, progress: venues.fuzz(cls, frames, seed, wire=wire, guard=guard, progress=progress)
 
-    def of_settings(guard: Guard, progress: Callable[[int], object]) -> Counter[str]:
-        with TemporaryDirectory() as folder:
-            return spoiled_settings.fuzz(mutations, Path(folder), seed, guard=guard, progress=progress)
+    return {"/".join(target): of_venue(*target) for target in venues.targets()}
 
-    runs: dict[str, Run] = {"/".join(target): of_venue(*target) for target in venues.targets()}
-    return {**runs, SETTINGS: of_settings}
+
+def _in_a_folder(fuzz: Callable[..., Counter[str]], count: int, seed: int) -> Run:
+    def run(guard: Guard, progress: Callable[[int], object]) -> Counter[str]:
+        with TemporaryDirectory() as folder:
+            return fuzz(count, Path(folder), seed, guard=guard, progress=progress)
+
+    return run
 
 
 def _row(table: Table, name: str, run: Run) -> bool:
     """Run one target and add its row; tell whether nothing was found."""
-    guard = Guard(spoiled_settings.CPU_S_MAX) if name == SETTINGS else Guard()
+    guard = Guard(OTHERS.get(name, CPU_S_MAX))
     began_s = told_s = time.monotonic()
 
     def progress(done: int) -> None:
@@ -90,8 +96,9 @@ def _row(table: Table, name: str, run: Run) -> bool:
     try:
         counts = run(guard, progress)
     except Violation as violation:
-        again = f"--mutations 1 --venue {SETTINGS}" if name == SETTINGS else f"--frames {SESSION} --venue {name}"
-        print(f"\n{violation}\nagain: make fuzz ARGS='--seed {violation.seed} {again.partition('/')[0]}'\n", flush=True)
+        count = "--mutations 1 --spools 1" if name in OTHERS else f"--frames {SESSION}"
+        again = f"--venue {name.partition('/')[0]} --seed {violation.seed} {count}"
+        print(f"\n{violation}\nagain: make fuzz ARGS='{again}'\n", flush=True)
         table.add_row(name, "see above")
         return False
     rate = counts["frames"] / (time.monotonic() - began_s)

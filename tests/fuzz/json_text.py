@@ -7,14 +7,15 @@ import json
 import re
 from dataclasses import dataclass, field
 
+import msgspec
+
 Span = tuple[int, int]
 
 _blank = re.compile(rb"[ \t\n\r]*")
 _scalar = re.compile(rb'"(?:[^"\\]|\\.)*"|[^\s,:\[\]{}"]+')
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(msgspec.Struct, frozen=True, gc=False):
     """A value with what surrounds it: `[at, end)` holds its key too, `[cut, cut_end)` one comma as well."""
 
     at: int

@@ -15,7 +15,7 @@ from tests.fuzz.venues import Violation, targets
 def run(capsys: pytest.CaptureFixture[str], **options: Any) -> tuple[int, str]:
     """Run it with these options; return the exit status and what it printed."""
     with pytest.raises(typer.Exit) as left:
-        program.main(**{"venue": None, "frames": 10, "mutations": 5, "seed": 1, **options})
+        program.main(**{"venue": None, "frames": 10, "mutations": 5, "spools": 3, "seed": 1, **options})
     return left.value.exit_code, capsys.readouterr().out
 
 
@@ -23,8 +23,11 @@ def test_every_target_has_its_row_and_its_figures(capsys: pytest.CaptureFixture[
     status, printed = run(capsys)
     assert status == 0
     rows = {line.split()[0]: line.split()[1:] for line in printed.splitlines()[3:]}
-    assert set(rows) == {*map("/".join, targets()), "settings"}
+    assert set(rows) == {*map("/".join, targets()), "settings", "spool"}
     for name, figures in rows.items():
+        if name == "spool":
+            assert int(figures[0]) == 3
+            continue
         spoiled, *ended = (int(figure) for figure in figures[: 3 if name == "settings" else 5])
         assert spoiled == sum(ended) == (5 if name == "settings" else 10)
 
@@ -42,7 +45,7 @@ def test_without_a_seed_another_one_is_drawn_and_told(capsys: pytest.CaptureFixt
 
 def test_an_exchange_that_is_not_there_is_refused() -> None:
     with pytest.raises(typer.BadParameter, match="nowhere: allowed are bithumb/rest, "):
-        program.main(venue=["nowhere"], frames=1, mutations=1, seed=1)
+        program.main(venue=["nowhere"], frames=1, mutations=1, spools=1, seed=1)
 
 
 def test_what_is_found_is_told_with_the_way_to_see_it_again_and_the_rest_goes_on(
@@ -57,5 +60,5 @@ def test_what_is_found_is_told_with_the_way_to_see_it_again_and_the_rest_goes_on
     status, printed = run(capsys)
     assert status == 1
     assert "gopax/websocket, seed 7, number 12: it is so\nb'<frame>'\n" in printed
-    assert "again: make fuzz ARGS='--seed 7 --frames 500 --venue gopax'" in printed
+    assert "again: make fuzz ARGS='--venue gopax --seed 7 --frames 500'" in printed
     assert "upbit/websocket  " in printed
