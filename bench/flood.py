@@ -8,21 +8,15 @@ Measured twice, since it is the base that moves: a loop of many short calls that
 each spends as much again on handing it from core to core. On one core there is none of that, and figures repeat.
 """
 
-import base64
-import hashlib
 import json
 import multiprocessing
 import os
-import re
 import resource
-import socket
-import struct
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from functools import partial
 from multiprocessing.connection import Connection as Pipe
 from pathlib import Path
@@ -30,9 +24,9 @@ from typing import NamedTuple
 
 import websocket
 
-from bench.frames import upbit_frames
 from bench.measure import Row, in_turns, row
 from bench.parse import setup
+from bench.sender import START_S, sender
 from collector.clock import Clock
 from collector.config import Exchange
 from collector.intake import Intake
@@ -46,11 +40,7 @@ from storage.writer import Writer
 
 CONNECTIONS = 10
 MARKETS = tuple(f"M{number}-KRW" for number in range(CONNECTIONS))
-FRAMES = 300  # different ones of each market; played forth and back, so that neighbours differ by a few levels always
-BURST = 20  # frames in one write of the sender
-START_S = 60.0
 _spawn = multiprocessing.get_context("spawn")
-_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
 PINS = hasattr(os, "sched_setaffinity")
 RECV_DATA, OUR_READER, COLLECTOR = "recv_data of websocket-client", "our reader", "collector"
@@ -61,7 +51,7 @@ def run(*, seconds: float = 1.0, rounds: int = 4) -> Iterator[Row]:
     receivers: dict[str, Receiver] = {RECV_DATA: _throw_away, OUR_READER: _read_away, COLLECTOR: _collect}
     one_core = {f"{name}, one core": (receiver, True) for name, receiver in receivers.items()}
     any_core = {f"{name}, any core": (receivers[name], False) for name in (RECV_DATA, COLLECTOR)}
-    with _sender() as url:
+    with sender(MARKETS) as url:
         found = in_turns(
             {
                 name: partial(_measure, receiver, url, seconds, pinned)
@@ -227,82 +217,3 @@ def _collect(url: str, seconds: float) -> Figures:
         if committed != received:
             raise RuntimeError(f"{received} messages were received, {committed} are accounted for in the store")
         return figures._replace(rows=rows)
-
-
-# --- the sender -------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _sender() -> Iterator[str]:
-    """Run the sender in a process of its own; yield its address."""
-    ports, sender_end = _spawn.Pipe(duplex=False)
-    sender = _spawn.Process(target=_send_flat_out, args=(sender_end,), daemon=True)
-    sender.start()
-    try:
-        if not ports.poll(START_S):
-            raise RuntimeError("the sender did not start")
-        yield f"ws://127.0.0.1:{ports.recv()}/websocket/v1"
-    finally:
-        sender.kill()
-        sender.join()
-
-
-def _send_flat_out(ports: Pipe) -> None:
-    """Accept connections, greet them as a WebSocket server, send each its market's frames as fast as it takes them."""
-    made = {market: _bursts(market) for market in MARKETS}
-    server = socket.create_server(("127.0.0.1", 0), backlog=64)
-    ports.send(server.getsockname()[1])
-    while True:
-        client, _ = server.accept()
-        threading.Thread(target=_serve, args=(client, made), daemon=True).start()
-
-
-def _serve(client: socket.socket, made: dict[str, list[bytes]]) -> None:
-    try:
-        request = b""
-        while b"\r\n\r\n" not in request:
-            request += client.recv(4096)
-        key = next(
-            line.split(b":", 1)[1].strip()
-            for line in request.split(b"\r\n")
-            if line.lower().startswith(b"sec-websocket-key")
-        )
-        accept = base64.b64encode(hashlib.sha1(key + _GUID).digest())
-        client.sendall(
-            b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: "
-            + accept
-            + b"\r\n\r\n"
-        )
-        _flood(client, made[_asked_for(client)])
-    except OSError:
-        client.close()  # it has heard enough
-
-
-def _asked_for(client: socket.socket) -> str:
-    # The first frame from the client: masked, short or with two bytes of length.
-    head = client.recv(2, socket.MSG_WAITALL)
-    length = head[1] & 0x7F
-    if length == 126:
-        (length,) = struct.unpack("!H", client.recv(2, socket.MSG_WAITALL))
-    mask = client.recv(4, socket.MSG_WAITALL)
-    payload = client.recv(length, socket.MSG_WAITALL)
-    text = bytes(byte ^ mask[at % 4] for at, byte in enumerate(payload))
-    quote, _, base = json.loads(text)[1]["codes"][0].partition("-")
-    return f"{base}-{quote}"
-
-
-def _flood(client: socket.socket, made: Sequence[bytes]) -> None:
-    bursts = [(bytearray(burst), [found.end() for found in re.finditer(rb'"tms":', burst)]) for burst in made]
-    while True:
-        for burst, stamps in bursts:
-            now_ms = b"%d" % (time.time_ns() // 1_000_000)
-            for at in stamps:
-                burst[at : at + len(now_ms)] = now_ms
-            client.sendall(burst)
-
-
-def _bursts(market: str) -> list[bytes]:
-    symbol, currency = market.split("-")
-    forth = list(upbit_frames(FRAMES, market=f"{currency}-{symbol}"))
-    frames = [b"\x82\x7e" + struct.pack("!H", len(frame)) + frame for frame in forth + forth[-2:0:-1]]
-    return [b"".join(frames[at : at + BURST]) for at in range(0, len(frames), BURST)]
