@@ -240,9 +240,8 @@ class _Copy:
         self._maps["feed"] = {feed: known[key] for feed, key in keys.items()}
         runs = {file_id: tuple(map(_value, facts)) for file_id, *facts in self._runs}
         db.cursor().executemany(_NEW_RUN, [facts[:5] for facts in runs.values()])
-        ids = dict(
-            db.execute("SELECT uid, id FROM run WHERE uid = ANY(%s)", ([f[0] for f in runs.values()],)).fetchall()
-        )
+        uids = [facts[0] for facts in runs.values()]
+        ids: dict[str, int] = dict(db.execute("SELECT uid, id FROM run WHERE uid = ANY(%s)", (uids,)).fetchall())
         self._maps["run"] = {file_id: ids[facts[0]] for file_id, facts in runs.items()}
 
     def _open_epochs(self) -> None:
