@@ -93,6 +93,13 @@ class Metrics:
         self._states: frozenset[str] = frozenset()
         self._lines_dropped = 0
         self.restarts = counter("restarts_total", "Workers started again, by reason", ("worker", "reason"))
+        self.takeovers = counter(
+            "takeovers_total", "Second generations that took over, or failed to", ("exchange", "outcome")
+        )
+        self.reloads = counter("reloads_total", "Times the configuration was read again, by outcome", ("outcome",))
+        for outcome in ("ok", "failed"):
+            self.reloads.labels(outcome)
+        self.supervisor_failures = counter("supervisor_failures_total", "Unexpected errors of the supervisor itself")
         self.log_lines_dropped = counter("log_lines_dropped_total", "Log lines that could not be written")
         self.build_info = gauge("build_info", "Always 1; the version is in its label", ("version",))
         self.build_info.labels(version).set(1)

@@ -67,7 +67,14 @@ TEXTS: dict[str, tuple[str, str]] = {
     "stop_asked": ("종료 요청 수신", "asked to stop"),
     "stop_at_once": ("두 번째 종료 요청, 즉시 종료", "asked to stop a second time, leaving at once"),
     "config_reloaded": ("설정 다시 읽음", "configuration reloaded"),
-    "config_refused": ("설정을 적용할 수 없음: {error}", "the configuration can't be applied: {error}"),
+    "config_refused": (
+        "설정을 적용할 수 없어 변경하지 않음 ({kind}): {error}",
+        "the configuration can't be applied, nothing was changed ({kind}): {error}",
+    ),
+    "restart_needed": (
+        "재시작해야 바뀌는 설정이라 이전 값을 유지: {kind}",
+        "only a restart can change this setting, it stays as it was: {kind}",
+    ),
     "reload_unsupported": (
         "실행 중 설정 변경은 지원하지 않음, 재시작 필요",
         "settings can't be changed while running, restart the collector",
@@ -78,11 +85,26 @@ TEXTS: dict[str, tuple[str, str]] = {
         "the metrics port can't be opened, collecting goes on without it",
     ),
     "log_lost": ("로그를 기록하지 못한 동안 누락된 줄", "lines lost while the log could not be written"),
+    "supervisor_failed": (
+        "감독 스레드의 예상하지 못한 예외, 계속함: {error}",
+        "unexpected exception in the supervisor, it goes on: {error}",
+    ),
+    "supervisor_gave_up": ("감독 스레드가 계속 실패하여 종료", "the supervisor keeps failing, the program ends"),
     # workers
     "worker_failed": ("예상하지 못한 예외: {error}", "unexpected exception: {error}"),
     "worker_died": ("작업 스레드 비정상 종료: {worker}", "worker died: {worker}"),
     "worker_restarted": ("작업 스레드 재시작: {worker}", "worker restarted: {worker}"),
     "worker_stuck": ("작업 스레드 응답 없음: {worker}", "worker is stuck: {worker}"),
+    "worker_parked": (
+        "작업 스레드가 계속 죽어 한동안 쉬게 함: {worker}",
+        "worker keeps dying and is left alone: {worker}",
+    ),
+    "takeover_started": ("새 연결이 이어받을 준비 시작: {worker}", "a new connection prepares to take over: {worker}"),
+    "takeover_done": ("새 연결이 이어받음: {worker}", "the new connection has taken over: {worker}"),
+    "takeover_failed": (
+        "새 연결이 이어받지 못해 이전 연결을 유지, 나중에 재시도: {worker}",
+        "the new connection could not take over, the old one goes on, tried again later: {worker}",
+    ),
     "worker_abandoned": ("멈추지 않는 작업 스레드를 포기: {worker}", "worker does not stop and is abandoned: {worker}"),
     # the store
     "store_opened": ("저장소 열림", "store opened"),

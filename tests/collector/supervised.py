@@ -6,7 +6,7 @@
 
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry
 
@@ -18,6 +18,7 @@ from collector.records import Delivery, Event
 from collector.supervisor import Supervisor
 from collector.systemd import Notifier
 from collector.worker import Worker
+from storage.store import Batch, Run
 from storage.writer import Writer
 
 _output = threading.Lock()
@@ -87,19 +88,32 @@ class Store:
         self.mode = mode
         self.records = 0
 
-    def write(self, deliveries: Sequence[Delivery], now_us: int) -> None:
+    def open(self) -> None: ...
+
+    def write(self, batch: Batch, now_us: int) -> int:
         if self.mode == "failing":
             raise OSError("no disk")
         if self.mode == "dying":
             raise SystemExit
-        self.records += sum(len(delivery.records) for delivery in deliveries)
+        self.records += sum(len(delivery.records) for delivery in batch.deliveries)
+        return 0
+
+    def open_epochs(self, run: Run) -> set[int]:
+        return set()
+
+    def close_run(self, run: Run, now_us: int) -> None: ...
+
+    def size_bytes(self) -> int:
+        return 0
+
+    def release(self) -> None: ...
 
 
 def main(mode: str) -> int:
     clock, log = Clock(), SaidLog("TEST")
     metrics = Metrics(CollectorRegistry(), version="test", started_s=0)
     intake, store = Intake(1 << 20), Store(mode)
-    writer = Writer(store, intake, clock=clock, log=log, metrics=metrics, batch_ms=20)
+    writer = Writer(store, intake, Run("", "test", "test", 0), clock=clock, log=log, metrics=metrics, batch_ms=20)
     supervisor = Supervisor(
         writer,
         clock=clock,

@@ -183,27 +183,70 @@ def test_a_dead_worker_is_started_again_under_the_next_generation(house: House) 
     assert len(house.made["gopax/BTC-KRW"]) == 1  # the other one never heard of it
 
 
+def die_again(house: House) -> None:
+    """Let the present worker die, and time pass until it was made anew."""
+    house.made[UPBIT][-1].die()
+    house.supervisor.tick()
+    pause_s = house.log.of("worker_died")[-1]["after_s"]
+    house.advance(pause_s - 0.001)
+    house.supervisor.tick()
+    generations = len(house.made[UPBIT])
+    house.advance(0.001)
+    house.supervisor.tick()
+    assert len(house.made[UPBIT]) == generations + 1
+
+
 def test_a_worker_that_keeps_dying_is_restarted_more_and_more_slowly(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slot = house.supervisor._slots[UPBIT]
-    monkeypatch.setattr(slot.backoff, "_random", lambda: 1.0)
-    for _ in range(7):
-        house.made[UPBIT][-1].die()
-        house.supervisor.tick()
-        pause_s = house.log.of("worker_died")[-1]["after_s"]
-        house.advance(pause_s - 0.001)
-        house.supervisor.tick()
-        generations = len(house.made[UPBIT])
-        house.advance(0.001)
-        house.supervisor.tick()
-        assert len(house.made[UPBIT]) == generations + 1
-
-    assert [told["after_s"] for told in house.log.of("worker_died")] == [1, 2, 4, 8, 16, 30, 30]
+    monkeypatch.setattr(house.supervisor._slots[UPBIT].backoff, "_random", lambda: 1.0)
+    for _ in range(4):
+        die_again(house)
+    assert [told["after_s"] for told in house.log.of("worker_died")] == [1, 2, 4, 8]
     house.advance(60)
+    die_again(house)
+    assert house.log.of("worker_died")[-1]["after_s"] == 1
+    assert house.log.of("worker_parked") == []
+
+
+def test_a_worker_that_dies_five_times_in_a_minute_is_parked(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mutation that must make this fail: `delay_s = self.backoff.next_s()` without what follows, in `Slot.died`."""
+    monkeypatch.setattr(house.supervisor._slots[UPBIT].backoff, "_random", lambda: 0.5)
+    for _ in range(4):
+        die_again(house)
+    assert house.log.of("worker_parked") == []
+
+    # 1. It is parked, and the log, the metrics and the state say so.
     house.made[UPBIT][-1].die()
     house.supervisor.tick()
-    assert house.log.of("worker_died")[-1]["after_s"] == 1
+    assert house.log.of("worker_parked") == [{"worker": UPBIT, "after_s": 30}]
+    assert house.value("workers", state="parked") == 1
+    assert [worker.state for worker in house.supervisor.workers] == ["parked", "running"]
+    assert len(house.made["gopax/BTC-KRW"]) == 1
+
+    # 2. It gets one try, and is parked for longer where that fails.
+    house.advance(30)
+    house.supervisor.tick()
+    assert house.value("workers", state="parked") == 0
+    die_again(house)
+    die_again(house)
+    assert [told["after_s"] for told in house.log.of("worker_parked")] == [30, 60, 60]
+
+    # 3. Once it is well for a minute it counts anew.
+    house.advance(60)
+    die_again(house)
+    assert len(house.log.of("worker_parked")) == 3
+
+
+def test_deaths_that_lie_far_apart_park_nobody(house: House) -> None:
+    """The mutation that must make this fail: leave out `now_us - self._deaths[0] <= CRASHES_US`."""
+    for _ in range(8):
+        house.advance(40)
+        house.made[UPBIT][-1].die()
+        house.supervisor.tick()
+        house.advance(30)
+        house.supervisor.tick()
+    assert house.log.of("worker_parked") == []
 
 
 def test_a_worker_that_does_not_move_is_given_up_by_name_and_stack(house: House) -> None:
