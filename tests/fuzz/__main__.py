@@ -22,6 +22,7 @@ from rich.table import Table
 from controllers import controller_class
 from tests.conftest import ROOT
 from tests.fuzz import settings, spool, venues
+from tests.fuzz.audit import Breach
 from tests.fuzz.guard import CPU_S_MAX, Guard
 from tests.fuzz.venues import OUTCOMES, SESSION, Violation
 
@@ -95,6 +96,10 @@ def _row(table: Table, name: str, run: Run) -> bool:
 
     try:
         counts = run(guard, progress)
+    except Breach as breach:
+        print(f"\n{name}: {breach}\n", flush=True)
+        table.add_row(name, "see above")
+        return False
     except Violation as violation:
         count = "--mutations 1 --spools 1" if name in OTHERS else f"--frames {SESSION}"
         again = f"--venue {name.partition('/')[0]} --seed {violation.seed} {count}"

@@ -45,6 +45,11 @@ def require(condition: object, text: str) -> None:
         raise Breach(text)
 
 
+def is_text(text: str) -> bool:
+    """Tell whether every database takes it: PostgreSQL holds no NUL, nobody holds half a character."""
+    return "\0" not in text and text.encode("utf-8", "replace").decode() == text
+
+
 @dataclass(slots=True)
 class Epoch:
     """An epoch as far as its records tell."""
@@ -120,7 +125,7 @@ class Audit:
             case EpochVerdict():
                 self._open(record.epoch)
             case Rejected():
-                require(record.reason.encode("utf-8", "replace").decode() == record.reason, "a reason that is no text")
+                require(is_text(record.reason), "a reason that no database takes")
                 require(len(record.reason) <= 6 * len(record.frame) + REASON_MAX, "a reason longer than what it is of")
                 taken.kept_raw.append(record)
             case _:
