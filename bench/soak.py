@@ -5,6 +5,7 @@ resident memory, threads and open files are read; the table at the end compares 
 """
 
 import json
+import os
 import signal
 import statistics
 import subprocess
@@ -62,9 +63,8 @@ def main(
 
 def start(folder: Path, address: str, markets: list[str], url: str | None = None) -> "subprocess.Popen[bytes]":
     """Start a daemon in a folder that records the markets from an address."""
-    storage: dict[str, object] = {"path": str(folder / "collector.sqlite")}
-    if url is not None:
-        storage |= {"url": url, "spool": {"path": str(folder / "spool")}}
+    storage = {"path": str(folder / "collector.sqlite"), "spool": {"path": str(folder / "spool")}}
+    environment = {**os.environ, "DATABASE_URL": url or ""}
     config = folder / "collector.yaml"
     config.write_text(
         json.dumps(  # JSON is YAML
@@ -77,7 +77,7 @@ def start(folder: Path, address: str, markets: list[str], url: str | None = None
             }
         )
     )
-    return subprocess.Popen([sys.executable, str(PROGRAM), "--config", str(config)], cwd=folder)
+    return subprocess.Popen([sys.executable, str(PROGRAM), "--config", str(config)], cwd=folder, env=environment)
 
 
 def watch(daemon: "subprocess.Popen[bytes]", seconds: float) -> list[Sample]:
