@@ -32,6 +32,7 @@ from storage.store import Batch, Run
 APPLICATION_ID = 0x434F4C4C  # "COLL"
 MIGRATIONS = Path(__file__).parent / "migrations"
 WAL_BYTES_MAX = 32 << 20
+BUSY_S = 0.5  # somebody else writes to the file: what comes in waits in the spool, not in memory behind this
 
 _INSERT_BOOK = """
 INSERT INTO book (id, at_us, lag_us, sequence, flags, bids, asks)
@@ -172,7 +173,7 @@ class SQLiteStore:
         self._lock = lock
 
     def _connect(self) -> sqlite3.Connection:
-        db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=5.0)
+        db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=BUSY_S)
         try:
             if not db.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchone():
                 # At one stroke: a header without our name would be taken for another program's ever after.

@@ -120,7 +120,7 @@ def test_everything_that_is_promised_of_the_file_is_in_force(store: OneRun) -> N
     assert pragma("synchronous") == 2  # FULL
     assert pragma("auto_vacuum") == 2  # INCREMENTAL
     assert pragma("journal_size_limit") == 32 << 20
-    assert pragma("busy_timeout") == 5000
+    assert pragma("busy_timeout") == 500
     assert pragma("foreign_keys") == 1
     assert pragma("application_id") == APPLICATION_ID
     assert pragma("user_version") == SCHEMA_VERSION
