@@ -5,14 +5,13 @@ import shutil
 import sys
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from prometheus_client import CollectorRegistry
 
 import collector
-import controllers
 from collector import log as logs
 from collector.budget import Budget
 from collector.clock import Clock
@@ -22,13 +21,18 @@ from collector.intake import Intake
 from collector.metrics import Metrics
 from collector.rates import Growth, Rates
 from collector.records import Delivery, Event
-from collector.supervisor import Supervisor
+from collector.slot import Part
+from collector.supervisor import Change, Signals, Supervisor
 from collector.systemd import Notifier, watchdog_interval_s
 from collector.times import show_time
 from collector.web import WebServer
+from collector.worker import Worker
+from commands.plan import Connection, feeds, planned, steps
+from commands.reload import Reloader, applicable, changed, needs_restart
 from commands.screen import err
-from controllers.base import Setup
-from storage.database import make_store, shown
+from controllers.base import Controller, Setup
+from controllers.feed import HeardFeed
+from storage.database import make_keeper, make_store, shown
 from storage.spool import Spool
 from storage.sqlite import SQLiteStore
 from storage.store import Run
@@ -43,10 +47,13 @@ class Daemon:
     """Everything one collector consists of, built from its settings.
 
     The constructor takes the database and opens the log, so it raises `StorageError` or `ConfigError` for what a person
-    must mend; no thread of a source runs before `run`.
+    must mend; no thread of a source runs before `run`. `read` reads the settings again at SIGHUP; without it they stay.
+    `signals` is a queue that `catch_signals` fills already.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(
+        self, settings: Settings, *, read: Callable[[], Settings] | None = None, signals: Signals | None = None
+    ) -> None:
         self.settings = settings
         self.clock = clock = Clock()
         self.started_us = clock.wall_us()
@@ -55,18 +62,10 @@ class Daemon:
         self.metrics.watch_intake(
             records=lambda: self.intake.held[0], size=lambda: self.intake.held[1], limit=self.intake.limit_bytes
         )
-        plan = list(planned(settings))
-        for secret, _ in settings.secrets.values():
-            logs.register_secret(secret.get_secret_value())
-        self.store, self._keeper = make_store(
-            settings.database,
-            clock,
-            retention_days=settings.storage.retention_days,
-            rejected_days=settings.limits.rejected_days,
-            rejected_bytes=settings.limits.rejected_mib << 20,
-            event_days=settings.limits.event_days,
-            event_bytes=settings.limits.event_mib << 20,
-        )
+        plan = planned(settings)
+        _register_secrets(settings)
+        self.store = make_store(settings.database)
+        self._keeper = make_keeper(self.store, clock, **_kept(settings))
         spool = self.spool = _spool(settings, clock)
         _require_log_folder(settings.log.path)  # before the database is touched
         self.store.open()
@@ -80,7 +79,7 @@ class Daemon:
                 file_bytes=settings.log.file_mib << 20,
                 files=settings.log.files,
                 stderr=settings.log.stderr,
-                feeds=[(cls.exchange, market) for cls, markets, _ in plan for market in markets],
+                feeds=feeds(plan),
                 clock=clock,
                 on_event=self._keep_event,
             )
@@ -105,6 +104,8 @@ class Daemon:
             drop_oldest=settings.storage.spool.when_full == "drop_oldest",
             housekeeping=self._keep_house,
         )
+        reloader = None if read is None else Reloader(read, self.apply, clock=clock, log=self.log, metrics=self.metrics)
+        self.reloader = reloader
         watchdog_s = watchdog_interval_s()
         self.supervisor = Supervisor(
             self.writer,
@@ -115,24 +116,15 @@ class Daemon:
             stop_timeout_s=settings.limits.stop_timeout_s,
             watchdog_s=watchdog_s if watchdog_s else 30.0,
             describe=self.describe,
+            reload=None if reloader is None else reloader.reload,
+            gone=self._gone,
+            signals=signals,
         )
-        budgets: dict[str, Budget] = {}
-        connects: dict[str, Budget] = {}
-        for cls, markets, options in plan:
-            budget = budgets.setdefault(cls.exchange, Budget(cls.budget_per_s, clock))
-            keys = settings.keys(cls.exchange) if options.auth else None
-            setup = Setup(
-                clock=clock,
-                intake=self.intake,
-                metrics=self.metrics,
-                log=self.logs.connection(cls.exchange, markets),
-                options=options,
-                budget=budget,
-                connects=connects.setdefault(cls.exchange, Budget(cls.connects_per_s, clock)),
-                full_books=settings.storage.mode == "full",
-                keys=(keys[0].get_secret_value(), keys[1].get_secret_value()) if keys else None,
-            )
-            self.supervisor.add(_maker(cls, markets, setup))
+        self._budgets: dict[str, Budget] = {}
+        self._connects: dict[str, Budget] = {}
+        for connection in plan:
+            part = self._part(connection)
+            self.supervisor.add(part.make, group=part.group, plan=connection)
         self.web = WebServer(
             settings.metrics.host,
             settings.metrics.port,
@@ -182,6 +174,62 @@ class Daemon:
             except StorageError as error:
                 err.print(f"{error}", markup=False)
 
+    # --- other settings ---------------------------------------------------------------------------------------------
+
+    def apply(self, read: Settings) -> dict[str, object]:
+        """Let settings that were read again count, as far as they can; return what was done.
+
+        Raises `ConfigError` before anything is changed. For the supervisor's thread.
+        """
+        names = list(changed(self.settings, read))
+        refused = [name for name in names if needs_restart(name)]
+        settings = applicable(self.settings, read)
+        running = {part.plan: part for part in self.supervisor.parts if isinstance(part.plan, Connection)}
+        plan = planned(settings, list(running))
+        todo = steps(list(running), plan)
+        _register_secrets(settings)
+        self.settings = settings
+        self.logs.set_level(settings.log.level)
+        self.logs.language = settings.language
+        self.logs.set_feeds(feeds(plan))
+        self.supervisor.stop_timeout_s = settings.limits.stop_timeout_s
+        self._keeper = make_keeper(self.store, self.clock, **_kept(settings))
+        self.supervisor.apply(
+            [Change(tuple(running[one] for one in step.old), tuple(map(self._part, step.new))) for step in todo]
+        )
+        for name in refused:
+            self.log.warning("restart_needed", kind=name)
+        return {
+            "changed": ",".join(name for name in names if name not in refused) or "nothing",
+            "begun": sum(len(step.new) for step in todo if not step.old),
+            "ended": sum(len(step.old) for step in todo if not step.new),
+            "replaced": sum(len(step.old) for step in todo if step.old and step.new),
+            "restart_needed": ",".join(refused) or None,
+        }
+
+    def _part(self, connection: Connection) -> Part:
+        cls, keys = connection.cls, connection.keys
+        setup = Setup(
+            clock=self.clock,
+            intake=self.intake,
+            metrics=self.metrics,
+            log=self.logs.connection(cls.exchange, connection.markets),
+            options=connection.options,
+            budget=self._budgets.setdefault(cls.exchange, Budget(cls.budget_per_s, self.clock)),
+            connects=self._connects.setdefault(cls.exchange, Budget(cls.connects_per_s, self.clock)),
+            full_books=connection.full_books,
+            keys=(keys[0].get_secret_value(), keys[1].get_secret_value()) if keys else None,
+        )
+        return Part(
+            lambda generation: cls(connection.markets, setup, generation=generation), connection.exchange, connection
+        )
+
+    def _gone(self, worker: Worker) -> None:
+        recorded = [feed.key for other in self.supervisor.workers for feed in _heard(other)]
+        for feed in _heard(worker):
+            if feed.key not in recorded:
+                self.metrics.forget(feed.key)
+
     # --- what others see --------------------------------------------------------------------------------------------
 
     def describe(self) -> str:
@@ -190,6 +238,11 @@ class Daemon:
         self._rates.sample(rows)
         live = sum(row["state"] == "live" for row in rows)
         line = f"{live}/{len(rows)} feeds live, {self.intake.held[0]} records waiting"
+        parked = [worker.name for worker in self.supervisor.workers if worker.state == "parked"]
+        if parked:
+            line += f", parked after crashes: {', '.join(parked)}"
+        if self.reloader is not None and self.reloader.last is not None and not self.reloader.last.ok:
+            line += ", the last reload was refused: see the log"
         return f"{line}, store failing: {self.writer.failing}" if self.writer.failing else line
 
     def ready(self) -> tuple[bool, str]:
@@ -225,6 +278,16 @@ class Daemon:
             "workers": [
                 {"name": w.name, "state": w.state, "generation": w.generation} for w in self.supervisor.workers
             ],
+            "takeovers": [
+                {
+                    "workers": [worker.name for worker in takeover.workers],
+                    "replaced": [slot.worker.name for slot in takeover.old],
+                    "why": takeover.why,
+                    "attempts": takeover.attempts,
+                }
+                for takeover in self.supervisor.takeovers
+            ],
+            "reloads": None if self.reloader is None else self.reloader.state(),
             "intake": {"records": records, "bytes": size, "bytes_limit": self.intake.limit_bytes},
             "store": {
                 "path": str(Path(self.settings.database).resolve())
@@ -300,20 +363,21 @@ def _require_log_folder(folder: Path) -> None:
             path.rmdir()
 
 
-def planned(settings: Settings) -> Iterator[tuple[type[controllers.Controller], tuple[str, ...], Any]]:
-    """Yield what each controller records: its class, its markets, its exchange's options."""
-    for exchange, options in settings.exchanges.items():
-        groups: dict[str | None, list[str]] = {}
-        for choice in settings.choices(exchange):
-            groups.setdefault(choice.transport, []).append(choice.market)
-        for transport, markets in groups.items():
-            cls = controllers.controller_class(exchange, transport)
-            size = options.markets_per_connection
-            for at in range(0, len(markets), size):
-                yield cls, tuple(markets[at : at + size]), options
+def _register_secrets(settings: Settings) -> None:
+    for secret, _ in settings.secrets.values():
+        logs.register_secret(secret.get_secret_value())
 
 
-def _maker(
-    cls: type[controllers.Controller], markets: tuple[str, ...], setup: Setup
-) -> Callable[[int], controllers.Controller]:
-    return lambda generation: cls(markets, setup, generation=generation)
+def _kept(settings: Settings) -> dict[str, int]:
+    limits = settings.limits
+    return {
+        "retention_days": settings.storage.retention_days,
+        "rejected_days": limits.rejected_days,
+        "rejected_bytes": limits.rejected_mib << 20,
+        "event_days": limits.event_days,
+        "event_bytes": limits.event_mib << 20,
+    }
+
+
+def _heard(worker: Worker) -> list[HeardFeed]:
+    return list(worker.feeds.values()) if isinstance(worker, Controller) else []

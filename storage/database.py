@@ -4,7 +4,7 @@ What PostgreSQL needs is loaded only where it is used: a collector on SQLite doe
 """
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from collector.clock import Clock
 from collector.log import Log
@@ -36,16 +36,22 @@ def shown(database: str | Path) -> str:
     return Address(str(database)).shown
 
 
-def make_store(database: str | Path, clock: Clock, **limits: Any) -> tuple[Store, Keeper]:
-    """Return the store of a database, not opened yet, and what keeps house in it.
-
-    `limits` are those of `Housekeeping`. Raises `ConfigError` for an address that can't be read.
-    """
+def make_store(database: str | Path) -> Store:
+    """Return the store of a database, not opened yet; raises `ConfigError` for an address that can't be read."""
     if not is_url(database):
-        file = SQLiteStore(Path(database))
-        return file, Housekeeping(file, clock, **limits)
+        return SQLiteStore(Path(database))
+    from storage.postgres import PostgresStore
+
+    return PostgresStore(str(database))
+
+
+def make_keeper(store: Store, clock: Clock, **limits: int) -> Keeper:
+    """Return what keeps house in a store; `limits` are those of `Housekeeping`."""
+    if isinstance(store, SQLiteStore):
+        return Housekeeping(store, clock, **limits)
     from storage.postgres import PostgresStore
     from storage.postgres_maintenance import PostgresHousekeeping
 
-    server = PostgresStore(str(database))
-    return server, PostgresHousekeeping(server, clock, **limits)
+    if not isinstance(store, PostgresStore):
+        raise TypeError(f"nobody keeps house in {store!r}")
+    return PostgresHousekeeping(store, clock, **limits)
