@@ -5,6 +5,7 @@ Exit status: 0 all is well, 1 something failed while it ran, 2 something is wron
 start.
 """
 
+import queue
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ import typer
 import controllers
 from collector.config import Settings, load
 from collector.errors import CollectorError, ConfigError, StorageError
+from collector.supervisor import Signals, catch_signals
 from commands.daemon import Daemon
 from commands.demo import demo
 from commands.options import DbOption, LanguageOption, MarketOption
@@ -66,8 +68,9 @@ def run(
     """Record until told to stop."""
     context.obj = lambda: _load(config, market, db, log_path, language, log_level)
     if context.invoked_subcommand is None:
-        daemon = Daemon(context.obj())
-        daemon.supervisor.install_signals()
+        signals: Signals = queue.SimpleQueue()
+        catch_signals(signals)  # also what comes while it starts is obeyed in order
+        daemon = Daemon(context.obj(), read=context.obj, signals=signals)
         raise typer.Exit(daemon.run())
 
 
