@@ -7,6 +7,7 @@ rejected frame, a dropped one, a clock that jumped, a lost connection) ends it w
 another.
 """
 
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -262,14 +263,44 @@ class Controller(Worker):
             self.setup.metrics.epochs.labels(self.exchange, reason).inc()
 
     def end_epochs(self, reason: str) -> None:
-        """End the coverage of every feed of this connection and hand everything over."""
+        """End the coverage of every feed of this connection and hand everything over.
+
+        Where an error nobody expected ends the run, it may have struck in the middle of an account: then `distrust`.
+        """
+        error = sys.exception()
+        if error is not None and not isinstance(error, SourceError):
+            self.distrust(reason)
         for feed in self.feeds.values():
             self.end_epoch(feed, reason)
             feed.forget()
         self.flush()
 
+    def distrust(self, reason: str) -> None:
+        """Forget what is not handed over, and end every epoch where the ledger stands: nothing else is sure."""
+        counts = self._counts
+        open_frames = counts["received"] - counts["duplicate"] - counts["ignored"] - counts["dropped"]
+        counts["dropped"] += max(open_frames, self._stored + self._rejected)
+        for record in self._records:
+            if type(record) is BookRow:
+                self._owners[record.epoch].tally["dropped"] += 1
+        self._records, self._touched = [], {}
+        self._stored = self._rejected = self._bytes = 0
+        for epoch, feed in list(self._open.items()):
+            ended = EpochEnded(epoch, self._told.get(epoch, feed.opened_us), reason)
+            self.setup.intake.put(Delivery(self.exchange, 0, (ended,), RECORD_BYTES), force=True)
+            self.setup.metrics.epochs.labels(self.exchange, reason).inc()
+            del self._open[epoch]
+        self._told.clear()
+        self._owners.clear()
+        for feed in self.feeds.values():
+            if feed.epoch:
+                feed.lost(reason, feed.marked_at_us)
+            feed.forget()
+
     def anchor(self) -> None:
         """Take the difference between wall and monotonic clock anew; only where no epoch is open."""
+        if any(feed.epoch for feed in self.feeds.values()):  # an error struck while the last run was ended
+            self.distrust("disconnect")
         self._offset_us = self.clock.wall_us() - self.clock.monotonic_us()
 
     def tick(self) -> None:

@@ -109,6 +109,16 @@ class RESTController(Controller):
             raise VenueRefused(f"HTTP {status}: {body[:200].decode('utf-8', 'replace')!r}")
         self._is_connected(True)
         self._end_what_is_too_old(at_us)  # an answer that took too long bridges nothing
+        try:
+            self._answered(market, body, at_us)
+        except SourceError:
+            raise
+        except Exception:  # it may have struck in the middle of an account
+            self.distrust("disconnect")
+            self._last.clear()
+            raise
+
+    def _answered(self, market: str, body: bytes, at_us: int) -> None:
         feed = self.feeds[market]
         if body == (self._last if feed.epoch else self._unread).get(market):
             self._repeated(feed, at_us)
