@@ -10,6 +10,7 @@ import requests
 import typer
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from collector.errors import CollectorError
 from collector.times import show_duration
@@ -67,10 +68,28 @@ def _print_status(state: dict[str, Any]) -> None:
         "disk": f"{show_bytes(store['disk_free_bytes'])} free"
         + (f", enough for {store['days_left']} days" if store["days_left"] is not None else ""),
     }
+    rows |= _supervision(state)
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, value in rows.items():
-        table.add_row(name, str(value))
+        table.add_row(name, Text(str(value)))
     out.print(table, highlight=False)
+
+
+def _supervision(state: dict[str, Any]) -> dict[str, str]:
+    # What is out of the ordinary: nothing of it in a collector that runs as it was started.
+    rows: dict[str, str] = {}
+    parked = [worker["name"] for worker in state["workers"] if worker["state"] == "parked"]
+    if parked:
+        rows["parked"] = f"{', '.join(parked)}: died again and again, tried again within a minute"
+    for takeover in state["takeovers"]:
+        names = ", ".join(takeover["replaced"])
+        tried = "in turn" if not takeover["attempts"] else f"attempt {takeover['attempts']}"
+        rows["replacing"] = f"{rows['replacing']}; {names} ({tried})" if "replacing" in rows else f"{names} ({tried})"
+    reloads = state["reloads"]
+    if reloads is not None and reloads["last"] is not None:
+        last = reloads["last"]
+        rows["reloaded"] = f"{last['at']} {last['text'] if last['ok'] else 'REFUSED, nothing changed: ' + last['text']}"
+    return rows
 
 
 def feeds_table(state: dict[str, Any]) -> Table:
