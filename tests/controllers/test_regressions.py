@@ -25,10 +25,10 @@ from controllers.gopax import Gopax
 from controllers.korbit import Korbit
 from controllers.upbit import Upbit
 from storage.reader import Gap, Reader
-from storage.sqlite import SQLiteStore
 from tests.controllers.test_doubts import BOOK, OTHER, Changing, Played, Stage, Steps
 from tests.controllers.venue import check_sums, make
 from tests.fakes import FakeClock, HeardLog, Stored, make_setup
+from tests.storage.build import OneRun
 
 MARKET = "BTC-KRW"
 

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 from collector.records import BookRow, CoverageMark, Delivery, EpochOpened
-from storage.sqlite import SQLiteStore
 from tests.e2e.daemon import ROOT
+from tests.storage.build import OneRun
 
 UPDATES = 1_000_000
 BATCH = 10_000

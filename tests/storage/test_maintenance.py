@@ -11,6 +11,7 @@ import pytest
 from collector.clock import Clock
 from collector.errors import NotOurs, StorageBusy, StorageCorrupt, StorageError
 from collector.log import Log
+from collector.records import Delivery, Event
 from storage import maintenance
 from storage.coverage import coverage
 from storage.maintenance import (
@@ -24,8 +25,7 @@ from storage.maintenance import (
 )
 from storage.reader import BookAt, Gap, Reader
 from storage.rounds import ROUND_EVERY_US
-from storage.sqlite import SQLiteStore
-from tests.storage.build import T0, Builder
+from tests.storage.build import T0, Builder, OneRun
 
 pytest.importorskip("hypothesis", reason="property tests need requirements-dev.txt")
 from hypothesis import given, settings
@@ -440,6 +440,7 @@ def test_reading_beside_a_writer_gives_up_none_of_its_locks(tmp_path: Path) -> N
     path = tmp_path / "collector.sqlite"
     store = OneRun(path, "one", started_us=T0)
     store.open()
+    store.put([Delivery("", 0, (Event(T0, "INFO", "TEST", "text"),), 1)], T0)
     try:
         locks = held_locks(path)
         if not locks:

@@ -12,8 +12,8 @@ from collector.config import load
 from collector.errors import StorageCorrupt
 from collector.records import Delivery, Event
 from commands.daemon import Daemon
-from storage.sqlite import SQLiteStore
 from tests.conftest import WaitUntil
+from tests.storage.build import OneRun
 
 
 def told(text: str) -> list[Delivery]:
@@ -21,14 +21,14 @@ def told(text: str) -> list[Delivery]:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> SQLiteStore:
+def store(tmp_path: Path) -> OneRun:
     store = OneRun(tmp_path / "c.sqlite", "u", started_us=1)
     store.open()
     store.put(told("first"), 1)
     return store
 
 
-def test_nothing_is_written_into_a_file_that_is_gone(store: SQLiteStore, tmp_path: Path) -> None:
+def test_nothing_is_written_into_a_file_that_is_gone(store: OneRun, tmp_path: Path) -> None:
     store.path.rename(tmp_path / "aside")
     with pytest.raises(StorageCorrupt, match="removed or replaced"):
         store.put(told("lost"), 2)
@@ -40,7 +40,7 @@ def test_nothing_is_written_into_a_file_that_is_gone(store: SQLiteStore, tmp_pat
     store.release()
 
 
-def test_nothing_is_written_where_another_file_took_its_place(store: SQLiteStore) -> None:
+def test_nothing_is_written_where_another_file_took_its_place(store: OneRun) -> None:
     copy = store.path.read_bytes()
     store.path.unlink()
     store.path.write_bytes(copy)
