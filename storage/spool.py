@@ -232,7 +232,9 @@ class Spool:
 
         Raises `StorageBusy` where a file can't be opened or read for the moment.
         """
-        self._open_writer()
+        writer = self._open_writer()
+        if self.empty and self._segments:
+            self._clear(writer)  # what could not be deleted before
         self._fill(limit)
         return [read.item for read in islice(self._ahead, limit)]
 
@@ -328,7 +330,9 @@ class Spool:
         self._open_writer()
         reading = self._reader.segment.number if self._reader is not None and self._reader.segment else -1
         for place, segment in enumerate(self._segments[:-1]):
-            if segment.number > reading and segment.header is not None and not segment.dropped:
+            if segment.header is None or segment.dropped:
+                continue
+            if segment.number > reading and segment.header.first >= self._advanced.sequence:
                 before = self._segments[place - 1] if place else None
                 try:
                     return self._drop(segment, before if before is not None and before.number > reading else None)

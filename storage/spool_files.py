@@ -238,7 +238,7 @@ class Tail:
 
     @classmethod
     def create(cls, directory: Path, header: Header) -> "Tail":
-        """Begin a segment; nothing of it stays where that fails."""
+        """Begin a segment; where that fails, a file without frames may stay."""
         data = encode_header(header)
         path = segment_path(directory, header.segment)
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -246,8 +246,6 @@ class Tail:
             _write(fd, data, 0)
         except BaseException:
             os.close(fd)
-            with contextlib.suppress(OSError):  # what is left has no frames, and readers know it
-                path.unlink()
             raise
         return cls(Segment(header.segment, path, len(data), header, len(data)), header, fd, known=False)
 

@@ -76,6 +76,7 @@ class _Gap:
     offset: int
     reason: str
     size: int = 0
+    dropped: int = 0  # batches
     lost: Tally = field(default_factory=dict)
     touched: list[Segment] = field(default_factory=list)
 
@@ -178,21 +179,20 @@ class SpoolReader:
         elif not segment.dropped:
             self._note(MISSING, 0, 0)
         elif segment.header.first >= self._sequence:
-            self._note(DROPPED, 0, 0)
+            self._note(DROPPED, 0, 0).dropped += segment.batches
             self._totals = plus(self._totals, segment.gone)
 
     # --- what is yielded ---------------------------------------------------------------------------------------------
 
-    def _note(self, reason: str, offset: int, size: int) -> None:
+    def _note(self, reason: str, offset: int, size: int) -> _Gap:
         segment = self.segment
         assert segment is not None
         if self._gap is None:
             self._gap = _Gap(segment.number, offset, reason)
-        elif self._gap.reason == DROPPED:
-            self._gap.reason = reason
         self._gap.size += size
         if reason == DAMAGED:
             self._gap.touched.append(segment)
+        return self._gap
 
     def _take(self, found: Framed) -> None:
         scanner = self._scanner
@@ -272,10 +272,14 @@ class SpoolReader:
     def _hole(self, after: BatchId | None, sequence: int) -> None:
         gap = self._gap
         assert gap is not None
-        for segment in gap.touched:
-            segment.damaged = True
         self.position += 1
         batches = max(0, sequence - self._sequence - self._skipped)
+        if gap.dropped == batches > 0:
+            gap.reason = DROPPED
+        else:
+            gap.reason = DAMAGED if gap.touched else MISSING if gap.reason == DROPPED else gap.reason
+            for segment in gap.touched:
+                segment.damaged = True
         self._sequence, self._skipped, self._gap = sequence, 0, None
         item = Hole(
             self.position, gap.segment, gap.offset, gap.size, batches, self._before, after, gap.reason, gap.lost

@@ -17,7 +17,11 @@ class Cut(NamedTuple):
 
 
 class Recovered(NamedTuple):
-    """The state of a spool on disk; `last` is the segment that writing may go on in, with its header."""
+    """The state of a spool on disk.
+
+    `last` is the segment that writing may go on in, with its header; `litter` are files of which nothing counts, since
+    a later segment begins with the same number: they were given up after an error and could not be deleted.
+    """
 
     segments: list[Segment]
     aside: dict[Path, int]
@@ -26,6 +30,7 @@ class Recovered(NamedTuple):
     written: Count
     last: tuple[Segment, Header] | None
     number: int
+    litter: tuple[Path, ...]
 
 
 def recover(directory: Path, *, repair: bool = True) -> Recovered:
@@ -49,7 +54,19 @@ def recover(directory: Path, *, repair: bool = True) -> Recovered:
         if segment.dropped:
             _account_for_dropped(segment, next_known(segments, segment.number, written))
     aside = {path: path.stat().st_size for path in damaged}
-    found = Recovered(segments, aside, (*cuts, *torn), oldest, written, last, max(numbers, default=0) + 1)
+    litter = [
+        segment for segment in segments[:-1] if _is_litter(segment, next_known(segments, segment.number, written))
+    ]
+    found = Recovered(
+        [segment for segment in segments if segment not in litter],
+        aside,
+        (*cuts, *torn),
+        oldest,
+        written,
+        last,
+        max(numbers, default=0) + 1,
+        tuple(segment.path for segment in litter),
+    )
     if repair:
         _repair(directory, found)
     return found
@@ -65,6 +82,13 @@ def _repair(directory: Path, found: Recovered) -> None:
     for segment in found.segments:
         if segment.dropped:
             os.truncate(segment.path, segment.start)
+    for path in found.litter:
+        path.unlink()
+
+
+def _is_litter(segment: Segment, following: Count) -> bool:
+    header = segment.header
+    return header is not None and following.sequence == header.first
 
 
 def _torn_segments(segments: list[Segment]) -> list[Cut]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from collector.clock import Clock
-from storage.spool_files import Count, Pending, Segment, Tail
+from storage.spool_files import Count, Pending, Segment, Tail, segment_path
 from storage.spool_format import Header, plus
 
 Fsync = Literal["batch", "interval", "never"]
@@ -42,6 +42,7 @@ class SpoolWriter:
         self._directory, self._segments, self._segment_bytes = directory, segments, segment_bytes
         self._fsync, self._fsync_interval_us, self._clock = fsync, round(fsync_interval_s * 1e6), clock
         self._tail: Tail | None = None
+        self._litter: list[Path] = []  # files of segments that were given up
         self._synced_us = clock.monotonic_us()
 
     def reopen(self, segment: Segment, header: Header) -> None:
@@ -75,6 +76,7 @@ class SpoolWriter:
 
     def close(self) -> None:
         """Close the newest segment; the next frame begins another."""
+        self._sweep()
         if self._tail is not None:
             self._tail.close()
             self._tail = None
@@ -94,7 +96,12 @@ class SpoolWriter:
         now_us = self._clock.wall_us()
         header = Header(self.number, secrets.randbits(32), count.sequence, now_us, dict(count.totals), count.skipped)
         self.number += 1
-        return Tail.create(self._directory, header)
+        try:
+            return Tail.create(self._directory, header)
+        except OSError:
+            self._litter.append(segment_path(self._directory, header.segment))
+            self._sweep()
+            raise
 
     def _sync_if_due(self, tail: Tail) -> None:
         waited_us = self._clock.monotonic_us() - self._synced_us
@@ -139,11 +146,20 @@ class SpoolWriter:
         self._tail = new
 
     def _discard(self, tail: Tail) -> None:
-        # Whatever stays behind where this fails holds nothing that counts: the next segment has the same numbers.
         tail.close()
         if tail.segment in self._segments:
             self._segments.remove(tail.segment)
-        with contextlib.suppress(OSError):
-            tail.segment.path.unlink()
         if self._tail is tail:
             self._tail = None
+        self._litter.append(tail.segment.path)
+        self._sweep()
+
+    def _sweep(self) -> None:
+        # What can't be deleted holds nothing that counts (the next segment has the same numbers), until that one is
+        # gone: so it is tried again.
+        while self._litter:
+            try:
+                self._litter[-1].unlink(missing_ok=True)
+            except OSError:
+                return
+            self._litter.pop()
