@@ -1,6 +1,7 @@
 """One client's connection as the simulated exchange sees it: its subscriptions, and what waits to go out."""
 
 import asyncio
+import base64
 import logging
 from collections.abc import Coroutine
 from dataclasses import dataclass, field, replace
@@ -32,9 +33,14 @@ class Message:
     sequence: int | None = None
 
     def meaning(self) -> dict[str, Any]:
-        """Spell the content as the ledger wants it."""
-        levels = {} if self.what == "garbage" else {"bids": self.bids, "asks": self.asks}
-        return {**levels, "venue_us": self.venue_us, "sequence": self.sequence}
+        """Spell the content as the ledger wants it: levels, or of garbage the very bytes."""
+        content: dict[str, Any]
+        if self.what == "garbage":
+            data = self.data.encode() if isinstance(self.data, str) else self.data
+            content = {"frame": base64.b64encode(data).decode()}
+        else:
+            content = {"bids": self.bids, "asks": self.asks}
+        return {**content, "venue_us": self.venue_us, "sequence": self.sequence}
 
 
 @dataclass(slots=True)
@@ -48,6 +54,7 @@ class Subscription:
     options: dict[str, Any] = field(default_factory=dict)
     i: int = 0
     forgotten: bool = False  # by a fault: nothing more comes until it is made anew
+    late: Message | None = None  # by a fault: comes after the next one
 
 
 class Connection:
@@ -63,6 +70,7 @@ class Connection:
         self.subscriptions: dict[tuple[str, str], Subscription] = {}
         self.memory: dict[str, Any] = {}  # what a venue wants to remember about this client
         self.why = ""
+        self.half_open = False  # by a fault: the client believes in it, and nothing passes any more
         loop = asyncio.get_running_loop()
         self.opened_s = self.heard_s = self.said_s = loop.time()
         self._clock = loop.time
@@ -124,7 +132,7 @@ class Connection:
             try:
                 if isinstance(item, tuple):
                     await self._deliver(*item)
-                elif not self._faults.active("freeze", self.venue.name):
+                elif not self.dumb:
                     await self._send(item)
             except ConnectionError:
                 self.abort("the client went away")
@@ -134,9 +142,20 @@ class Connection:
         if not self.holds(subscription):
             return
         where = self.venue.name, subscription.market
+        late, subscription.late = subscription.late, None
+        if late is None and message.what == "book" and subscription.i and self._faults.take("late", *where):
+            subscription.late = message
+            return
+        await self._pass(subscription, message)
+        if late is not None:
+            await self._pass(subscription, late)
+
+    async def _pass(self, subscription: Subscription, message: Message) -> None:
+        where = self.venue.name, subscription.market
         if self._faults.take("forget", *where):
             subscription.forgotten = True
-        if subscription.forgotten or self._faults.withholding(*where) or self._faults.take("swallow", *where):
+        kept = self.half_open or subscription.forgotten or self._faults.withholding(*where)
+        if kept or self._faults.take("swallow", *where):
             self.record(subscription, message, "withheld")
             return
         if message.what == "book" and self._faults.take("corrupt_total", *where):
@@ -167,14 +186,18 @@ class Connection:
 
     async def ping(self, payload: bytes) -> None:
         """Send a protocol ping unless everything is frozen."""
-        if self.socket is not None and not self.socket.closed and not self._faults.active("freeze", self.venue.name):
+        if self.socket is not None and not self.socket.closed and not self.dumb:
             await self.socket.ping(payload)
 
     async def pong(self, payload: bytes) -> None:
         """Answer a client's protocol ping unless a fault forbids it."""
-        muted = self._faults.active("freeze", self.venue.name) or self._faults.active("drop_pong", self.venue.name)
-        if self.socket is not None and not muted:
+        if self.socket is not None and not (self.dumb or self.muted()):
             await self.socket.pong(payload)
+
+    @property
+    def dumb(self) -> bool:
+        """Whether not one byte is to go out."""
+        return self.half_open or self._faults.active("freeze", self.venue.name) is not None
 
     def muted(self) -> bool:
         """Tell whether heartbeats are to be left unanswered."""
@@ -198,7 +221,9 @@ class Connection:
             self.abort(f"error in the simulator: {error!r}")
 
     async def close(self, code: int, why: str) -> None:
-        """Say goodbye with a close frame."""
+        """Say goodbye with a close frame; a half-open connection does not pass it on."""
+        if self.half_open:
+            return
         self.why = self.why or why
         if self.socket is not None and not self._closed:
             await self.socket.close(code=code, message=why.encode()[:120])
@@ -213,10 +238,17 @@ class Connection:
         self.start(work())
 
     def abort(self, why: str) -> None:
-        """Cut the TCP connection without a close frame: the client sees code 1006."""
+        """Cut the TCP connection without a close frame: the client sees code 1006, of a half-open one nothing."""
+        if self.half_open:
+            return
         self.why = self.why or why
         if self._transport is not None:
             self._transport.abort()
+
+    @property
+    def gone(self) -> bool:
+        """Whether the client has ended the TCP connection, or we have."""
+        return self._closed or self._transport is None or self._transport.is_closing()
 
     async def ended(self, why: str) -> None:
         """Stop what runs beside the connection and write its end into the ledger. The last thing in its life."""

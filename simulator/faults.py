@@ -20,12 +20,14 @@ SINGLE: dict[str, set[str]] = {
     "garbage": {"what"},
     "corrupt_total": set(),
     "duplicate": set(),
+    "late": set(),
     "swallow": set(),
     "forget": set(),
     "early_change": set(),
 }
 AT_ONCE: dict[str, set[str]] = {
     "disconnect": {"code", "reason", "transport"},
+    "half_open": {"transport"},
     "crossed": set(),
     "clear": {"what"},
 }

@@ -125,6 +125,7 @@ class Front:
                 task.cancel()
             await asyncio.gather(*clocks, return_exceptions=True)
             for c in self.everyone():
+                c.half_open = False
                 c.abort("the simulator stops")
                 await c.ended("the simulator stops")
             await server.shutdown(1)
@@ -206,7 +207,7 @@ class Front:
         if refused is not None:
             return _response(refused)
         socket = web.WebSocketResponse(
-            autoping=False, compress=venue.compresses, max_msg_size=MESSAGE_BYTES_MAX, timeout=1.0
+            autoping=False, autoclose=False, compress=venue.compresses, max_msg_size=MESSAGE_BYTES_MAX, timeout=1.0
         )
         await socket.prepare(request)
         c = Connection(venue, self.ledger, self.faults, request.transport, socket)
@@ -225,6 +226,11 @@ class Front:
     async def _listen(self, venue: Venue, c: Connection, socket: web.WebSocketResponse) -> str:
         while True:
             message = await socket.receive()
+            if c.half_open:
+                if message.type in (WSMsgType.TEXT, WSMsgType.BINARY, WSMsgType.PING, WSMsgType.PONG):
+                    continue
+                await self._until_gone(c)
+                return "the client gave up a half-open connection"
             match message.type:
                 case WSMsgType.TEXT:
                     c.heard_s = asyncio.get_running_loop().time()
@@ -237,9 +243,14 @@ class Front:
                 case WSMsgType.PONG:
                     continue
                 case WSMsgType.CLOSE:
+                    await socket.close(drain=False)
                     return f"the client closed with {message.data}"
                 case _:
                     return "the client went away"
+
+    async def _until_gone(self, c: Connection) -> None:
+        while not c.gone:
+            await asyncio.sleep(0.02)
 
     # -- REST
 
@@ -261,6 +272,9 @@ class Front:
 
     async def _rest(self, venue: Venue, request: web.BaseRequest, path: str) -> web.StreamResponse:
         c = self._kept_connection(venue, request)
+        if c.half_open:
+            await self._until_gone(c)
+            return web.Response()
         refused = await self._refusal(venue)
         reply = venue.rest(request, path)
         if refused is not None:
@@ -299,7 +313,7 @@ class Front:
             if fault := self.faults.take("garbage", venue.name, market):
                 text = body.decode(errors="replace") if isinstance(body, bytes) else body
                 body = venue.spoil(str(fault.parameters.get("what", fault_kinds.GARBAGE[0])), text, market)
-                books[market] = replace(book, what="garbage")
+                books[market] = replace(book, what="garbage", data=body)
         return replace(reply, body=body, books=books)
 
     # -- faults
@@ -321,6 +335,9 @@ class Front:
                             m.cross()
             case "disconnect":
                 await self._disconnect(exchange, market, parameters)
+            case "half_open":
+                for c in self._hit(exchange, market, parameters.get("transport")):
+                    c.half_open = True
             case "garbage":
                 self._garbage(exchange, market, parameters)
             case _:
@@ -329,20 +346,17 @@ class Front:
     def _meant(self, exchange: str | None) -> Iterator[Venue]:
         return (v for v in self.venues.values() if exchange in (None, v.name))
 
-    def _hit(self, exchange: str | None, market: str | None) -> list[Connection]:
+    def _hit(self, exchange: str | None, market: str | None, transport: object = None) -> list[Connection]:
         return [
             c
             for venue in self._meant(exchange)
             for c in list(venue.connections)
-            if market is None or any(m == market for _, m in c.subscriptions)
+            if (market is None or any(m == market for _, m in c.subscriptions)) and transport in (None, c.kind)
         ]
 
     async def _disconnect(self, exchange: str | None, market: str | None, parameters: dict[str, Any]) -> None:
         code, reason = parameters.get("code"), str(parameters.get("reason", "asked for by a test"))
-        transport = parameters.get("transport")
-        for c in self._hit(exchange, market):
-            if transport not in (None, c.kind):
-                continue
+        for c in self._hit(exchange, market, parameters.get("transport")):
             if code is None or c.socket is None:
                 c.abort(reason)
             else:

@@ -3,335 +3,334 @@
 It counts by position, not by time: what an epoch accounts for is exactly the `frames` messages that the simulator sent
 on that subscription from the epoch's first book on. The judge rebuilds those books from the simulator's ledger with
 code of its own and wants each stored row to be the next different one. Everything it did not find accounted for must
-lie outside coverage.
+lie outside coverage. The collector's clock may be wrong by any amount: the first message of an epoch tells how much.
 
-It reads the SQLite tables directly and shares nothing with the reader, so that one fault can't hide the other.
+It reads the tables directly and shares nothing with the reader, so that one fault can't hide the other.
 """
 
-import json
-import sqlite3
+from collections import Counter, deque
 from dataclasses import dataclass, field
-from decimal import Decimal
 from pathlib import Path
-from typing import Any
+
+from simulator.rebuilt import Misfit, Stream, Track, rebuild, streams
+from simulator.sent import Sent, SentLedger, Subscription, open_ledger
+from simulator.stored import Contents, Epoch, read_store
 
 # A message may have been on its way when the connection ended: sent, by its ledger time, just before the last one was
 # heard.
 GRACE_US = 1_500_000
+# Answers to polls that are no further apart leave no gap, whatever became of those between them: a second is allowed,
+# the rest is for the way.
+POLLS_APART_US = 1_500_000
+CERTAIN_US = 250_000  # a stretch of messages that is so near to where it should be is not looked for any further
+BATCHES_IN_SPOOL = (".spool", ".dropped")
 
-Side = dict[Decimal, Decimal]
-Book = tuple[Side, Side]
-Row = tuple[bool, Side, Side, int | None, int | None]
+Feed = tuple[str, str]
 
 
 @dataclass
-class Verdict:
-    """What became of every message; `good` unless something is missing or wrong."""
+class Tally:
+    """What became of every message."""
 
     sent: int = 0
     stored: int = 0
-    duplicate: int = 0
+    duplicate: int = 0  # accounted for, and changed nothing
     outside: int = 0  # outside coverage: the ledger says that nobody was listening
     withheld: int = 0
     rejected: int = 0  # garbage, which no coverage may hold
     missing: int = 0
     wrong: int = 0
+    corrupt: int = 0  # the store contradicts itself
     epochs: int = 0
-    notes: list[str] = field(default_factory=list)
 
     @property
     def good(self) -> bool:
         """Whether everything is accounted for."""
-        return not (self.missing or self.wrong)
+        return not (self.missing or self.wrong or self.corrupt)
 
     def __str__(self) -> str:
         return (
             f"sent {self.sent} / stored {self.stored} / duplicate {self.duplicate} / outside coverage {self.outside} / "
-            f"missing {self.missing} / wrong {self.wrong} (epochs {self.epochs}, garbage {self.rejected}, "
-            f"withheld {self.withheld})"
+            f"missing {self.missing} / wrong {self.wrong} / corrupt {self.corrupt} (epochs {self.epochs}, "
+            f"garbage {self.rejected}, withheld {self.withheld})"
         )
 
 
 @dataclass
-class _Subscription:
-    id: str
-    transport: str
-    time_us: int
-    messages: list[dict[str, Any]] = field(default_factory=list)
-    accounted: int = 0  # messages up to here belong to an epoch already
+class Verdict(Tally):
+    """What became of every message, in all and of each exchange; `notes` say what is not as it must be, and where."""
+
+    exchanges: dict[str, Tally] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def count(self, exchange: str, what: str, by: int = 1) -> None:
+        """Count something of an exchange; of none (""), what concerns the store as a whole."""
+        tallies: list[Tally] = [self]
+        if exchange:
+            tallies.append(self.exchanges.setdefault(exchange, Tally()))
+        for tally in tallies:
+            setattr(tally, what, getattr(tally, what) + by)
+
+    def blame(self, exchange: str, what: str, note: str) -> None:
+        """Count something that must not be, and say where."""
+        self.count(exchange, what)
+        self.notes.append(f"{exchange}: {note}" if exchange else note)
 
 
-@dataclass
-class _Epoch:
-    rows: list[Row]  # keyframe, bids, asks, venue_us, sequence
-    id: int
-    transport: str
-    opened_us: int
-    heard_until_us: int
-    confirmed_until_us: int
-    frames: int
-    reason: str | None
+def judge(ledger: Path, store: Path | str, *, spool: Path | None = None) -> Verdict:
+    """Return the verdict over one ledger and one store; the collector must not be running.
 
-
-def judge(ledger: Path, database: Path) -> Verdict:
-    """Return the verdict over one ledger and one store; the collector must not be running."""
+    `store` is an SQLite file, or the address of a PostgreSQL database. `spool` is the directory of a collector that had
+    all the time it wanted to empty it.
+    """
     verdict = Verdict()
-    subscriptions = _read_ledger(ledger)
-    epochs = _read_store(database, verdict)
-    for feed in sorted(subscriptions.keys() | epochs.keys()):
-        _judge_feed(feed, subscriptions.get(feed, []), epochs.get(feed, []), verdict)
+    contents = read_store(store)
+    for problem in contents.broken:
+        verdict.blame("", "corrupt", problem)
+    _judge_epochs_alone(contents, verdict)
+    if spool is not None:
+        _judge_spool(spool, verdict)
+    with open_ledger(ledger) as sent:
+        subscriptions: dict[Feed, list[Subscription]] = {}
+        for one in sent.subscriptions:
+            if one.channel == "orderbook":
+                subscriptions.setdefault((one.exchange, one.market), []).append(one)
+        feeds = {feed: _JudgedFeed(feed, list(streams(mine)), sent, verdict) for feed, mine in subscriptions.items()}
+        clock = _Clock()
+        for epoch in contents.epochs:
+            feed = epoch.exchange, epoch.market
+            if feed not in feeds:
+                feeds[feed] = _JudgedFeed(feed, [], sent, verdict)
+            feeds[feed].hear(epoch, clock)
+        certain: dict[str, list[bytes]] = {}
+        sent_to: dict[str, Counter[bytes]] = {}
+        for (exchange, _), judged in sorted(feeds.items()):
+            judged.account()
+            for frame, must in judged.garbage():
+                sent_to.setdefault(exchange, Counter())[frame] += 1
+                if must:
+                    certain.setdefault(exchange, []).append(frame)
+        _judge_rejected(contents, certain, sent_to, verdict)
     return verdict
 
 
-def _judge_feed(
-    feed: tuple[str, str], subscriptions: list[_Subscription], epochs: list[_Epoch], verdict: Verdict
-) -> None:
-    held: set[tuple[str, int]] = set()
-    for epoch in epochs:
-        verdict.epochs += 1
-        mine = [
-            subscription
-            for subscription in subscriptions
-            if subscription.transport == epoch.transport and subscription.time_us <= epoch.opened_us
-        ]
-        if not mine:
-            verdict.wrong += 1
-            verdict.notes.append(f"{feed}: epoch {epoch.id} has no subscription")
-            continue
-        subscription = max(mine, key=lambda one: one.time_us)
-        problem = _account(subscription, epoch, held, verdict)
-        if problem:
-            verdict.wrong += 1
-            verdict.notes.append(f"{feed}: epoch {epoch.id} ({epoch.reason}): {problem}")
-    for subscription in subscriptions:
-        for index, message in enumerate(subscription.messages):
-            if message["fate"] == "withheld":
-                verdict.withheld += 1
-                _outside(feed, message["time_us"], epochs, subscription, verdict, held=False)
-                continue
-            if message["what"] == "error":
-                continue
-            verdict.sent += 1
-            if message["what"] == "garbage":
-                verdict.rejected += 1
-            elif (subscription.id, index) not in held:
-                verdict.outside += 1
-                _outside(feed, message["time_us"], epochs, subscription, verdict, held=True)
+def _judge_epochs_alone(contents: Contents, verdict: Verdict) -> None:
+    """Find what needs no ledger of the simulator to be seen."""
+    for epoch in contents.epochs:
+        where = f"{epoch.market}: epoch {epoch.id}"
+        numbers = [row.n for row in epoch.rows]
+        for n, times in sorted(Counter(numbers).items()):
+            if times > 1:
+                verdict.blame(epoch.exchange, "corrupt", f"{where}: row {n} is there {times} times")
+        for n in sorted(set(range(1, max(numbers, default=0) + 1)) - set(numbers)):
+            verdict.blame(epoch.exchange, "corrupt", f"{where}: row {n} is missing")
+        if any(later.received_us < row.received_us for row, later in zip(epoch.rows, epoch.rows[1:], strict=False)):
+            verdict.blame(epoch.exchange, "wrong", f"{where}: its times of receipt fall")
+        if epoch.run in contents.closed_runs and (epoch.ended_us is None or epoch.reason is None):
+            verdict.blame(epoch.exchange, "wrong", f"{where} is open, but its run was closed")
 
 
-def _outside(
-    feed: tuple[str, str],
-    time_us: int,
-    epochs: list[_Epoch],
-    subscription: _Subscription,
-    verdict: Verdict,
-    *,
-    held: bool,
+def _judge_spool(spool: Path, verdict: Verdict) -> None:
+    for file in sorted(spool.iterdir()) if spool.is_dir() else ():
+        if file.suffix in BATCHES_IN_SPOOL:
+            verdict.blame("", "wrong", f"the spool was not emptied: {file.name}, {file.stat().st_size} bytes")
+
+
+def _judge_rejected(
+    contents: Contents, certain: dict[str, list[bytes]], sent: dict[str, Counter[bytes]], verdict: Verdict
 ) -> None:
-    # The ledger must not claim a time in which something was sent that it does not account for.
-    for epoch in epochs:
-        if epoch.transport == subscription.transport and (
-            epoch.opened_us + GRACE_US < time_us < epoch.confirmed_until_us - GRACE_US
+    """Compare the raw frames that are kept with the garbage that was sent."""
+    kept: dict[str, Counter[bytes]] = {}
+    for rejected in contents.rejected:
+        kept.setdefault(rejected.exchange, Counter())[rejected.frame] += 1
+    for exchange, frames in kept.items():
+        for frame, times in (frames - sent.get(exchange, Counter())).items():
+            verdict.blame(exchange, "wrong", f"{frame[:60]!r} was rejected {times} times more than it was sent")
+    for exchange, wanted in certain.items():
+        for frame, times in (Counter(wanted) - kept.get(exchange, Counter())).items():
+            verdict.blame(exchange, "wrong", f"garbage {frame[:60]!r} was heard and is not kept ({times} times)")
+    for epoch in contents.epochs:
+        if epoch.reason == "rejected" and not any(
+            one.run == epoch.run and one.exchange == epoch.exchange and one.market in (None, epoch.market)
+            for one in contents.rejected
         ):
-            verdict.missing += 1
-            what = "sent" if held else "withheld"
-            verdict.notes.append(
-                f"{feed}: a message {what} at {time_us} lies inside epoch {epoch.id} and is not stored"
+            verdict.blame(
+                epoch.exchange, "wrong", f"{epoch.market}: epoch {epoch.id} ended for a rejected frame; none is kept"
             )
-            if held:
-                verdict.outside -= 1
-            return
 
 
-def _account(subscription: _Subscription, epoch: _Epoch, held: set[tuple[str, int]], verdict: Verdict) -> str:
-    """Find the stretch of messages that the epoch says it holds; return what is wrong, or nothing."""
-    if not epoch.rows:
-        return "it holds no rows"
-    if not epoch.rows[0][0]:
-        return "its first row is not a complete book"
-    stored = _states(epoch.rows)
-    problem = "its first book was never sent"
-    for start in range(subscription.accounted, len(subscription.messages)):
-        message = subscription.messages[start]
-        if message["what"] != "book" or message["fate"] != "sent" or not _same_stamp(message, epoch.rows[0]):
-            continue
-        if _message_book(message) != stored[0]:
-            continue
-        found, problem = _replay(subscription, start, epoch, stored)
-        if not problem:
-            for index, duplicate in found:
-                held.add((subscription.id, index))
-                if duplicate:
-                    verdict.duplicate += 1
-                else:
-                    verdict.stored += 1
-            subscription.accounted = found[-1][0] + 1 if found else start
-            return ""
-    return problem
+@dataclass
+class _Claim:
+    """What an epoch says it holds, in the simulator's time; `stream` is None where nothing was found that fits it."""
+
+    epoch: Epoch
+    from_us: int
+    until_us: int
+    stream: Stream | None = None
+    track: Track | None = None
+
+    def covers(self, time_us: int) -> bool:
+        """Tell whether it claims that moment, beyond doubt."""
+        return self.from_us + GRACE_US < time_us < self.until_us - GRACE_US
 
 
-def _replay(
-    subscription: _Subscription, start: int, epoch: _Epoch, stored: list[Book]
-) -> tuple[list[tuple[int, bool]], str]:
-    book: Book = ({}, {})
-    rows = 0
-    found: list[tuple[int, bool]] = []
-    for index in range(start, len(subscription.messages)):
-        if len(found) == epoch.frames:
-            break
-        message = subscription.messages[index]
-        if message["fate"] == "withheld" or message["what"] == "error":
-            continue
-        if message["what"] == "garbage":
-            return found, f"garbage (message {message['i']}) lies inside its coverage"
-        steps, problem = _follow(book, message, stored, rows, first=index == start)
+class _Clock:
+    """How far the collector's clock was ahead of the simulator's, by the newest epochs whose places were found."""
+
+    def __init__(self) -> None:
+        self._seen_us = deque((0,), maxlen=8)
+
+    @property
+    def ahead_us(self) -> int:
+        """The newest value."""
+        return self._seen_us[-1]
+
+    def seen(self, track: Track) -> None:
+        """Take what the messages of an epoch say; the one that took the shortest time says it best."""
+        self._seen_us.append(min(track.ahead_us))
+
+    def doubt_us(self, track: Track) -> int:
+        """Tell how far a stretch of messages would be from where it should be."""
+        return min(abs(min(track.ahead_us) - seen_us) for seen_us in self._seen_us)
+
+
+class _JudgedFeed:
+    """One market of one exchange."""
+
+    def __init__(self, feed: Feed, sent: list[Stream], ledger: SentLedger, verdict: Verdict) -> None:
+        self._exchange, self._market = feed
+        self._streams, self._ledger, self._verdict = sent, ledger, verdict
+        self._claims: list[_Claim] = []
+
+    # --- epochs: each must be what was sent on one subscription -------------------------------------------------------
+
+    def hear(self, epoch: Epoch, clock: "_Clock") -> None:
+        """Find the stretch of messages that an epoch holds."""
+        self._verdict.count(self._exchange, "epochs")
+        stream, track, problem = self._place(epoch, clock)
         if problem:
-            return found, problem
-        rows += steps
-        found.append((index, not steps))
-    if len(found) < epoch.frames:
-        return found, f"it accounts for {epoch.frames} messages, {len(found)} were sent"
-    if rows < len(stored) and not _from_changes(subscription):
-        return found, f"{len(stored) - rows} rows stand in the store that its coverage does not account for"
-    return found, ""
+            what = "corrupt" if problem.startswith(Misfit.UNREADABLE) else "wrong"
+            self._verdict.blame(self._exchange, what, f"{self._market}: epoch {epoch.id} ({epoch.reason}) {problem}")
+        if stream is None or track is None:
+            self._claims.append(_Claim(epoch, epoch.opened_us, epoch.confirmed_until_us))
+            return
+        stream.goes_on(track)
+        clock.seen(track)
+        # The clock is wrong by as much, or the messages took so long: then the claim ends earlier.
+        ahead_us = max(track.ahead_us[0], track.ahead_us[-1])
+        from_us = stream.messages[track.first].time_us
+        self._claims.append(_Claim(epoch, from_us, epoch.confirmed_until_us - ahead_us, stream, track))
 
-
-def _from_changes(subscription: _Subscription) -> bool:
-    # Such a book is claimed only up to where another source agreed with it; the rows after that are claimed by nobody.
-    return any(message["what"] == "change" for message in subscription.messages)
-
-
-def _follow(book: Book, message: dict[str, Any], stored: list[Book], rows: int, *, first: bool) -> tuple[int, str]:
-    """Apply a message to the book; return how many of the stored states from `rows` on are its, or what is wrong."""
-    if message["what"] == "book":
-        new = _message_book(message)
-        same = new == book and not first
-        for side, other in zip(book, new, strict=True):
-            side.clear()
-            side.update(other)
-        if same:
-            return 0, ""
-        if rows == len(stored):
-            return 0, f"message {message['i']} is covered and has no row"
-        return (1, "") if stored[rows] == new else (0, f"row {rows + 1} is not the book of message {message['i']}")
-    # Each entry of a change may be a row of its own. The ledger does not say in which order of the two sides the venue
-    # wants them applied, so each row must be the book after one of those that are left.
-    left = [(side, Decimal(price), Decimal(size)) for side in (0, 1) for price, size in message[("bids", "asks")[side]]]
-    steps = 0
-    while left := [entry for entry in left if _changes(book, *entry)]:
-        if rows + steps == len(stored):
-            return steps, f"message {message['i']} is covered and has no row"
-        for entry in left:
-            after = (dict(book[0]), dict(book[1]))
-            _change(after, *entry)
-            if stored[rows + steps] == after:
+    def _place(self, epoch: Epoch, clock: "_Clock") -> tuple[Stream | None, Track | None, str]:
+        # Two subscriptions of a market that stands still begin alike: then time decides, the usual candidate first.
+        mine = [stream for stream in self._streams if stream.transport == epoch.transport]
+        before = [stream for stream in mine if stream.from_us <= epoch.opened_us - clock.ahead_us]
+        found: list[tuple[int, Stream, Track]] = []
+        problems: list[str] = []
+        for stream in before[-1:] + [one for one in mine if one not in before[-1:]]:
+            track = rebuild(stream, epoch, self._ledger)
+            if not isinstance(track, Track):
+                problems.append(track)
+                continue
+            found.append((clock.doubt_us(track), stream, track))
+            if found[-1][0] < CERTAIN_US:
                 break
-        else:
-            return steps, f"row {rows + steps + 1} is not the book of message {message['i']}"
-        _change(book, *entry)
-        steps += 1
-    return steps, ""
+        if found:
+            _, stream, track = min(found, key=lambda one: one[0])
+            return stream, track, ""
+        # What comes nearest is worth telling: a stretch that began well.
+        told = [text for text in problems if text != Misfit.NEVER_SENT] or problems or ["has no subscription"]
+        return None, None, told[0]
 
+    # --- messages: each must be in an epoch, or outside of all --------------------------------------------------------
 
-def _changes(book: Book, side: int, price: Decimal, size: Decimal) -> bool:
-    return book[side].get(price, Decimal(0)) != size
+    def account(self) -> None:
+        """Count what became of every message."""
+        polls = any(claim.epoch.transport == "rest" for claim in self._claims)
+        for stream in self._streams:
+            if stream.polled and not polls and len(self._streams) > 1:
+                continue  # complete books that what came over the socket was compared with
+            for index, message in enumerate(stream.messages):
+                self._account(stream, index, message)
 
+    def _account(self, stream: Stream, index: int, message: Sent) -> None:
+        count = self._verdict.count
+        if message.withheld:
+            count(self._exchange, "withheld")
+            self._must_be_outside(stream, message)
+        elif message.what == "garbage":
+            count(self._exchange, "sent")
+            count(self._exchange, "rejected")
+        elif message.what in ("book", "change"):
+            count(self._exchange, "sent")
+            if index in stream.held:
+                count(self._exchange, "duplicate" if stream.held[index] else "stored")
+            elif not self._must_be_outside(stream, message):
+                count(self._exchange, "outside")
 
-def _change(book: Book, side: int, price: Decimal, size: Decimal) -> None:
-    if size:
-        book[side][price] = size
-    else:
-        book[side].pop(price, None)
+    def _must_be_outside(self, stream: Stream, message: Sent) -> bool:
+        """Blame the claim that has no right to the time of a message nobody holds; tell whether there is one."""
+        for claim in self._claims:
+            if (
+                claim.epoch.transport == stream.transport
+                and claim.covers(message.time_us)
+                and not self._excused(claim, stream, message)
+            ):
+                fate = "withheld" if message.withheld else "sent"
+                self._verdict.blame(
+                    self._exchange,
+                    "missing",
+                    f"{self._market}: message {message.i} {fate} on {stream.name} at {message.time_us} lies inside "
+                    f"epoch {claim.epoch.id} and is not stored",
+                )
+                return True
+        return False
 
+    def _excused(self, claim: _Claim, stream: Stream, message: Sent) -> bool:
+        if claim.stream is None or claim.track is None:
+            return False
+        if claim.stream is not stream:
+            # The market was heard on another subscription at that time, which answers for it.
+            return claim.stream.stands(message.time_us)
+        if not stream.polled:
+            return self._nobody_could_know(stream, message)
+        around = [stream.messages[index].time_us for index in claim.track.held]
+        before = max((time_us for time_us in around if time_us <= message.time_us), default=None)
+        after = min((time_us for time_us in around if time_us >= message.time_us), default=None)
+        return before is not None and after is not None and after - before <= POLLS_APART_US
 
-def _same_stamp(message: dict[str, Any], row: Row) -> bool:
-    sequence, venue_us = message.get("sequence"), message.get("venue_us")
-    return (sequence is None or sequence == row[4]) and (venue_us is None or row[3] is None or venue_us == row[3])
+    def _nobody_could_know(self, stream: Stream, message: Sent) -> bool:
+        # A lost change shows only where the book is compared with a complete one, and no longer once later changes have
+        # replaced all that it touched.
+        if message.what != "change" or not message.withheld:
+            return False
+        left = {(side, price) for side, levels in enumerate(self._ledger.levels(message)) for price, _ in levels}
+        mended_us = message.time_us
+        for later in stream.messages[message.i :]:
+            if not left:
+                break
+            if later.what == "change" and not later.withheld:
+                left -= {(side, price) for side, levels in enumerate(self._ledger.levels(later)) for price, _ in levels}
+                mended_us = later.time_us
+        answers = [one for other in self._streams if other.polled for one in other.messages if one.what == "book"]
+        compared = any(message.time_us <= one.time_us <= mended_us for one in answers if not one.withheld)
+        return not left and not compared
 
+    def garbage(self) -> list[tuple[bytes, bool]]:
+        """Return each spoiled frame that was sent, and whether the collector must have it.
 
-def _message_book(message: dict[str, Any]) -> Book:
-    return _side(message["bids"]), _side(message["asks"])
-
-
-def _side(levels: list[list[str]]) -> Side:
-    return {Decimal(price): Decimal(size) for price, size in levels}
-
-
-def _states(rows: list[Row]) -> list[Book]:
-    """Return the complete book after each row."""
-    states: list[Book] = []
-    bids: Side = {}
-    asks: Side = {}
-    for keyframe, new_bids, new_asks, _, _ in rows:
-        if keyframe:
-            bids, asks = {}, {}
-        for side, new in ((bids, new_bids), (asks, new_asks)):
-            for price, size in new.items():
-                if size:
-                    side[price] = size
-                else:
-                    side.pop(price, None)
-        states.append((dict(bids), dict(asks)))
-    return states
-
-
-def _read_ledger(path: Path) -> dict[tuple[str, str], list[_Subscription]]:
-    feeds: dict[tuple[str, str], list[_Subscription]] = {}
-    transports: dict[str, str] = {}
-    known: dict[str, _Subscription] = {}
-    with path.open(encoding="utf-8") as lines:
-        for line in lines:
-            if not line.endswith("\n"):
-                break  # the simulator was killed in the middle of it
-            entry = json.loads(line)
-            kind = entry["kind"]
-            if kind == "open":
-                transports[entry["connection"]] = entry["transport"]
-            elif kind == "subscribe":
-                subscription = _Subscription(entry["subscription"], transports[entry["connection"]], entry["time_us"])
-                known[subscription.id] = subscription
-                feeds.setdefault((entry["exchange"].upper(), entry["market"]), []).append(subscription)
-            elif kind == "message":
-                known[entry["subscription"]].messages.append(entry)
-    return feeds
-
-
-def _read_store(path: Path, verdict: Verdict) -> dict[tuple[str, str], list[_Epoch]]:
-    db = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
-    try:
-        (check,) = db.execute("PRAGMA integrity_check").fetchone()
-        if check != "ok":
-            verdict.wrong += 1
-            verdict.notes.append(f"the database is corrupt: {check}")
-        feeds: dict[tuple[str, str], list[_Epoch]] = {}
-        for row in db.execute(
-            "SELECT e.id, e.transport, e.opened_us, c.heard_until_us, c.confirmed_until_us, c.frames, e.reason, "
-            "x.name, m.symbol || '-' || m.currency "
-            "FROM epoch e JOIN coverage c ON c.epoch = e.id JOIN feed f ON f.id = e.feed "
-            "JOIN exchange x ON x.id = f.exchange JOIN market m ON m.id = f.market ORDER BY e.id"
-        ):
-            *facts, exchange, market = row
-            epoch = _Epoch(_rows(db, row[0], row[2], verdict), *facts)
-            feeds.setdefault((exchange, market), []).append(epoch)
-        return feeds
-    finally:
-        db.close()
-
-
-def _rows(db: sqlite3.Connection, epoch: int, opened_us: int, verdict: Verdict) -> list[Row]:
-    rows = []
-    expected = 1
-    for id_, at_us, lag_us, sequence, flags, bids, asks in db.execute(
-        "SELECT id, at_us, lag_us, sequence, flags, bids, asks FROM book "
-        "WHERE id BETWEEN ? << 24 AND (? << 24) + 16777215 ORDER BY id",
-        (epoch, epoch),
-    ):
-        if id_ & 0xFFFFFF != expected:
-            verdict.wrong += 1
-            verdict.notes.append(f"epoch {epoch}: row {expected} is missing")
-        expected = (id_ & 0xFFFFFF) + 1
-        venue_us = None if lag_us is None else opened_us + at_us - lag_us
-        rows.append(
-            (bool(flags & 1), _side(json.loads(bids or "[]")), _side(json.loads(asks or "[]")), venue_us, sequence)
-        )
-    return rows
+        It must where it took something later of the same subscription: what comes in order is committed in order.
+        """
+        found: list[tuple[bytes, bool]] = []
+        for stream in self._streams:
+            newest = max(stream.held, default=-1)
+            certain: set[bytes] = set()
+            for index, message in enumerate(stream.messages):
+                if message.what == "garbage" and not message.withheld:
+                    frame = self._ledger.frame(message)
+                    must = index < newest and index not in stream.doubtful
+                    if stream.polled and must:  # the same answer again is kept once
+                        must = frame not in certain
+                        certain.add(frame)
+                    found.append((frame, must))
+        return found
