@@ -5,12 +5,12 @@
 
 import os
 import signal
-from collections.abc import Sequence
 
-import commands.daemon
-from collector.records import BookRow, Delivery
+import storage.database
 from commands.app import main
 from storage.sqlite import SQLiteStore
+from storage.store import Batch
+from tests.storage.victim import apart
 
 
 class SplitStore(SQLiteStore):
@@ -18,18 +18,18 @@ class SplitStore(SQLiteStore):
 
     commits = 0
 
-    def write(self, deliveries: Sequence[Delivery], now_us: int) -> None:
+    def write(self, batch: Batch, now_us: int) -> int:
         """Commit everything but the rows, then the rows."""
-        records = [record for delivery in deliveries for record in delivery.records]
-        rows = [record for record in records if isinstance(record, BookRow)]
-        self._transaction(lambda: self._write([record for record in records if record not in rows], now_us))
-        self.commits += bool(rows)
-        if rows and self.commits == int(os.environ["SPLIT_KILL_AFTER"]):
+        rest, rows = apart(batch)
+        there = super().write(rest, now_us)
+        found = any(delivery.records for delivery in rows.deliveries)
+        self.commits += found
+        if found and self.commits == int(os.environ["SPLIT_KILL_AFTER"]):
             os.kill(os.getpid(), signal.SIGKILL)
-        self._transaction(lambda: self._write(rows, now_us))
+        return there + super().write(rows, now_us)
 
 
-vars(commands.daemon)["SQLiteStore"] = SplitStore
+vars(storage.database)["SQLiteStore"] = SplitStore
 
 if __name__ == "__main__":
     main()
