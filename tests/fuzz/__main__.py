@@ -22,9 +22,9 @@ from rich.table import Table
 from controllers import controller_class
 from tests.conftest import ROOT
 from tests.fuzz import settings, spool, venues
-from tests.fuzz.audit import Breach
+from tests.fuzz.breach import Breach, Violation
 from tests.fuzz.guard import CPU_S_MAX, Guard
-from tests.fuzz.venues import OUTCOMES, SESSION, Violation
+from tests.fuzz.venues import OUTCOMES, SESSION
 
 # What is fuzzed beside the exchanges, and the limit on one piece of it.
 OTHERS = {"settings": settings.CPU_S_MAX, "spool": spool.CPU_S_MAX}

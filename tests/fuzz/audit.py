@@ -25,6 +25,7 @@ from collector.records import (
     Record,
     Rejected,
 )
+from tests.fuzz.breach import Breach, require
 
 INTEGERS = range(-(1 << 63), 1 << 63)
 FLAGS = KEYFRAME | CROSSED | CHECKSUM_MISMATCH | SAMPLED
@@ -33,16 +34,6 @@ REASON_MAX = 500
 Side = dict[str, str]
 
 _is_positive = re.compile(r"(?=[0-9.]*[1-9])[0-9]+(?:\.[0-9]+)?").fullmatch
-
-
-class Breach(AssertionError):
-    """Something was handed over, or done, that must not be."""
-
-
-def require(condition: object, text: str) -> None:
-    """Raise `Breach` unless the condition holds."""
-    if not condition:
-        raise Breach(text)
 
 
 def is_text(text: str) -> bool:
@@ -148,10 +139,9 @@ class Audit:
             require(row.bids is not None and row.asks is not None, "a keyframe without a side")
             bids, asks = self._pairs(row.bids), self._pairs(row.asks)
             epoch.bids, epoch.asks = dict(bids), dict(asks)
-            prices = [[Decimal(price) for price, _ in side] for side in (bids, asks)]
-            require(_rises(prices[1]) and _rises(prices[0][::-1]), "a complete book that is not best first")
-            crossed = bool(prices[0] and prices[1]) and prices[0][0] >= prices[1][0]
-            require(crossed == bool(row.flags & CROSSED), "a flag that does not say what the book is")
+            for prices in ([Decimal(price) for price, _ in reversed(bids)], [Decimal(price) for price, _ in asks]):
+                require(all(low < high for low, high in pairwise(prices)), "a complete book that is not best first")
+            self._crossed(epoch, row)
             return
         require(epoch.n > 1, "an epoch that does not open with a complete book")
         for side, text in ((epoch.bids, row.bids), (epoch.asks, row.asks)):
@@ -161,6 +151,14 @@ class Audit:
                 else:
                     require(side.get(price) != size, f"{price} is told and did not change")
                     side[price] = size
+        if row.n % 4 == 0:
+            self._crossed(epoch, row)
+
+    @staticmethod
+    def _crossed(epoch: Epoch, row: BookRow) -> None:
+        bid, ask = max(map(Decimal, epoch.bids), default=None), min(map(Decimal, epoch.asks), default=None)
+        crossed = bid is not None and ask is not None and bid >= ask
+        require(crossed == bool(row.flags & CROSSED), "a flag that does not say what the book is")
 
     @staticmethod
     def _pairs(text: str | None, *, changes: bool = False) -> list[list[str]]:
@@ -174,7 +172,3 @@ class Audit:
 
 def _price(level: tuple[str, Decimal]) -> Decimal:
     return Decimal(level[0])
-
-
-def _rises(prices: list[Decimal]) -> bool:
-    return all(low < high for low, high in pairwise(prices))

@@ -8,6 +8,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,8 @@ from collector.config import Settings, describe, load
 from collector.errors import ConfigError
 from collector.yaml_lines import UNSEEN
 from tests.conftest import ROOT
-from tests.fuzz.audit import Breach, require
-from tests.fuzz.guard import Guard, Stuck, ended
-from tests.fuzz.venues import Violation
+from tests.fuzz.breach import Breach, Stuck, Violation, require, surely
+from tests.fuzz.guard import Guard, ended
 
 CANARY = "canary-9f3b1c"
 CPU_S_MAX = 2.0
@@ -95,15 +95,19 @@ def fuzz(
     with ended():
         for number in range(mutations):
             counts["frames"] += 1
-            spoiled = Spoiled(seed + number)
-            try:
-                counts[spoiled.load(folder, guard)] += 1
-            except (Exception, Stuck) as problem:
-                shown = spoiled.config + b"\n=== .env\n" + spoiled.dotenv
-                raise Violation("settings", seed + number, 1, shown, problem) from problem
+            counts[surely(partial(_loaded, seed + number, folder, guard))] += 1
             if number % 500 == 499:
                 progress(counts["frames"])
     return counts
+
+
+def _loaded(seed: int, folder: Path, guard: Guard) -> str:
+    spoiled = Spoiled(seed)
+    try:
+        return spoiled.load(folder, guard)
+    except (Exception, Stuck) as problem:
+        both = spoiled.config + b"\n=== .env\n" + spoiled.dotenv
+        raise Violation("settings", seed, 1, both, problem) from problem
 
 
 class Spoiled:

@@ -9,6 +9,7 @@ have been written: of that nothing on the disk tells.)
 import random
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from collector.records import BookRow, CoverageMark, Delivery, EpochEnded, EpochOpened, Event, Record, Rejected
@@ -17,9 +18,8 @@ from storage.spool import Hole, Spool, Spooled
 from storage.spool_format import MARKER, Tally, plus
 from storage.store import Batch, Run
 from tests.fakes import FakeClock
-from tests.fuzz.audit import require
-from tests.fuzz.guard import Guard, Stuck, ended
-from tests.fuzz.venues import Violation
+from tests.fuzz.breach import Stuck, Violation, require, surely
+from tests.fuzz.guard import Guard, ended
 
 CPU_S_MAX = 2.0
 BATCHES = 18
@@ -44,20 +44,24 @@ def fuzz(
     counts: Counter[str] = Counter(dict.fromkeys(("frames", "stored", "holes"), 0))
     with ended():
         for number in range(mutations):
-            draw = random.Random(f"{seed + number}/spool")
-            files = dict(written[draw.choice((0, 0, 0, 2))])
-            faults = [_spoil(files, draw) for _ in range(draw.choice((1, 1, 1, 2, 3, 6)))]
             counts["frames"] += 1
-            try:
-                with guard.watch():
-                    for data in files.values():
-                        spool_format.fuzz(data)
-                    counts.update(_read(folder / "spoiled", files, appending=draw.random() < 0.3))
-            except (Exception, Stuck) as problem:
-                raise Violation("spool", seed + number, 1, "; ".join(faults).encode(), problem) from problem
+            counts.update(surely(partial(_looked_at, seed + number, written, folder / "spoiled", guard)))
             if number % 500 == 499:
                 progress(counts["frames"])
     return counts
+
+
+def _looked_at(seed: int, written: dict[int, Files], folder: Path, guard: Guard) -> Counter[str]:
+    draw = random.Random(f"{seed}/spool")
+    files = dict(written[draw.choice((0, 0, 0, 2))])
+    faults = [_spoil(files, draw) for _ in range(draw.choice((1, 1, 1, 2, 3, 6)))]
+    try:
+        with guard.watch():
+            for data in files.values():
+                spool_format.fuzz(data)
+            return _read(folder, files, appending=draw.random() < 0.3)
+    except (Exception, Stuck) as problem:
+        raise Violation("spool", seed, 1, "; ".join(faults).encode(), problem) from problem
 
 
 # --- what is put in ---------------------------------------------------------------------------------------------------

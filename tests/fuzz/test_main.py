@@ -8,8 +8,8 @@ import typer
 
 from tests.fuzz import __main__ as program
 from tests.fuzz import venues
-from tests.fuzz.audit import Breach
-from tests.fuzz.venues import Violation, targets
+from tests.fuzz.breach import Breach, Violation
+from tests.fuzz.venues import targets
 
 
 def run(capsys: pytest.CaptureFixture[str], **options: Any) -> tuple[int, str]:

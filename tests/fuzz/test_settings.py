@@ -12,10 +12,9 @@ from collector import yaml_lines
 from collector.config import load
 from collector.errors import ConfigError
 from tests.fuzz import settings
-from tests.fuzz.audit import Breach
+from tests.fuzz.breach import Breach, Violation
 from tests.fuzz.guard import Guard, ended
 from tests.fuzz.settings import CANARY, KEYS, VALUES, Spoiled, fuzz
-from tests.fuzz.venues import Violation
 
 MUTATIONS = 2000
 PATIENT = 10.0
@@ -114,7 +113,7 @@ def test_a_violation_shows_the_settings_and_the_seed_that_makes_them_again(
     with pytest.raises(Violation, match="no place in") as found:
         fuzz(MUTATIONS, tmp_path, guard=Guard(PATIENT))
     assert f"seed {found.value.seed}," in str(found.value)
-    assert found.value.frame.startswith(Spoiled(found.value.seed).config)
+    assert found.value.spoiled.startswith(Spoiled(found.value.seed).config)
 
 
 # --- found by it ------------------------------------------------------------------------------------------------------

@@ -10,9 +10,9 @@ import pytest
 
 from storage import spool_format
 from storage.spool_reader import SpoolReader
+from tests.fuzz.breach import Violation
 from tests.fuzz.guard import Guard
 from tests.fuzz.spool import fuzz
-from tests.fuzz.venues import Violation
 
 MUTATIONS = 150
 PATIENT = 20.0

@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Iterable
 from decimal import Decimal
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,9 @@ from controllers.gopax import Gopax
 from controllers.upbit import Upbit
 from tests.conftest import ROOT
 from tests.fuzz import guard, venues
+from tests.fuzz.breach import TRIES, TooSlow, Violation, surely
 from tests.fuzz.guard import Guard
-from tests.fuzz.venues import SESSION, Session, Violation, fuzz, targets
+from tests.fuzz.venues import SESSION, Session, fuzz, targets
 
 FRAMES = 2000
 PATIENT = 10.0  # seconds of processor time for a frame: this machine may be slow, and what hangs takes for ever
@@ -177,8 +179,23 @@ def test_a_controller_that_does_wrong_is_found(cls: type[Controller], text: str)
 def test_work_without_an_end_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guard, "CPU_S_HANGING", 0.2)
     violation = found(Endless)
-    assert b"\\u" in violation.frame
+    assert b"\\u" in violation.spoiled
     assert "no end after" in str(violation)
+
+
+def test_work_that_is_too_slow_each_time_is_found() -> None:
+    with pytest.raises(Violation, match=r"it took .* s of processor time"):
+        fuzz(Upbit, 1, seed=1, guard=Guard(0.0))
+
+
+def test_work_that_was_slow_once_is_done_again() -> None:
+    def work() -> str:
+        if next(tries) < TRIES - 1:
+            raise Violation("x", 1, 1, b"", TooSlow("it took long"))
+        return "done"
+
+    tries = count()
+    assert surely(work) == "done"
 
 
 def test_numbers_below_nought_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,9 +222,9 @@ def test_a_row_left_out_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_violation_shows_the_frame_and_the_seed_that_makes_it_again() -> None:
     first = found(Confusing)
     again = fuzz_once(Confusing, first.seed)
-    assert (again.seed, again.number, again.frame) == (first.seed, first.number, first.frame)
+    assert (again.seed, again.number, again.spoiled) == (first.seed, first.number, first.spoiled)
     assert f"seed {first.seed}," in str(first)
-    assert repr(first.frame)[:100] in str(first)
+    assert repr(first.spoiled)[:100] in str(first)
 
 
 def fuzz_once(cls: type[Controller], seed: int) -> Violation:

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,9 @@ from controllers.base import Controller, Setup
 from controllers.book import OrderBook
 from controllers.websocket import WSController
 from tests.fakes import NOON_US, FakeClock
-from tests.fuzz.audit import Audit, Breach, Taken, require
-from tests.fuzz.guard import MEMORY_KIB_MAX, Guard, Stuck, ended, resident_kib
+from tests.fuzz.audit import Audit, Taken
+from tests.fuzz.breach import Breach, Stuck, Violation, require, surely
+from tests.fuzz.guard import MEMORY_KIB_MAX, Guard, ended, resident_kib
 from tests.fuzz.mutate import Material, Mutator
 from tests.fuzz.supply import MARKETS, Good, Supply, supply
 
@@ -43,22 +45,6 @@ SETTLED = 200  # sessions after which memory grows no more
 OUTCOMES = ("stored", "duplicate", "ignored", "rejected")
 BEFORE_MIDNIGHT_US = NOON_US + 12 * 3_600_000_000 - 20_000_000
 PAUSES_S = (0.0, 0.001, 0.01, 0.05, 0.1, 0.1, 0.5)
-
-
-class Violation(Exception):
-    """What was found, and how to find it again."""
-
-    def __init__(self, target: str, seed: int, number: int, frame: bytes, problem: BaseException) -> None:
-        self.target, self.seed, self.number, self.frame, self.problem = target, seed, number, frame, problem
-        text = str(problem) if isinstance(problem, Breach) else repr(problem)
-        super().__init__(f"{target}, seed {seed}, number {number}: {text}\n{shown(frame)}")
-
-
-def shown(frame: bytes, most: int = 3000) -> str:
-    """Write a frame as Python does, shortened where it is very long."""
-    if len(frame) <= most:
-        return repr(frame)
-    return f"{frame[: most // 2]!r} + ... + {frame[-most // 2 :]!r}  # {len(frame)} bytes"
 
 
 class Counting(Metrics):
@@ -124,12 +110,16 @@ def fuzz(
         for number in range(-(-frames // SESSION)):
             if number == SETTLED:
                 settled_kib = resident_kib()
-            session = Session(cls, seed + number, supplied(cls, wire), guard)
-            counts.update(session.run(min(SESSION, frames - number * SESSION)))
+            again = partial(_session, cls, seed + number, min(SESSION, frames - number * SESSION), wire, guard)
+            counts.update(surely(again))
             progress(counts["frames"])
     grown_kib = resident_kib() - settled_kib if settled_kib else 0
     require(grown_kib <= MEMORY_KIB_MAX, f"memory grew by {grown_kib >> 10} MiB in {frames} frames")
     return counts
+
+
+def _session(cls: type[Controller], seed: int, frames: int, wire: Path | None, guard: Guard) -> Counter[str]:
+    return Session(cls, seed, supplied(cls, wire), guard).run(frames)
 
 
 class Session:
@@ -332,6 +322,9 @@ class Session:
         for message in data:
             for part in message.market.split("-"):
                 require(part in names, f"taken for data of {message.market}, which the frame does not name")
+            for token in () if self._held_back else (*message.bids.values(), *message.asks.values()):
+                size_said = _number(str(token)) if type(token) in (str, int) else None
+                require(size_said is not None and size_said >= 0, f"size {token!r} taken for data")
         if len(taken.rows) > len(data):
             return  # changes that had been held back
         for row in taken.rows:
