@@ -19,7 +19,7 @@ PATIENT = 20.0
 
 
 def test_what_comes_out_of_a_spoiled_spool_was_put_in_and_what_is_missing_is_told(tmp_path: Path) -> None:
-    """Fails when a frame's checksum is not looked at, and when `_hole` tells nothing: see below."""
+    """Fails when `_frame` compares no `body_sum`."""
     counts = fuzz(MUTATIONS, tmp_path, seed=1, guard=Guard(PATIENT))
     assert counts["frames"] == MUTATIONS
     assert counts["stored"] > 10 * MUTATIONS

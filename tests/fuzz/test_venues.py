@@ -35,7 +35,7 @@ def recorded_traffic() -> Path | None:
 
 @pytest.mark.parametrize("target", targets(), ids="/".join)
 def test_every_spoiled_frame_ends_in_one_outcome(target: tuple[str, str]) -> None:
-    """Fails when `_put` asks no size whether it is negative, when `side` forgets prices that stand there twice, ..."""
+    """Fails when `decoder` lets `RecursionError` pass, when `plain` returns its text, when `_ABSENT` is None, ..."""
     counts = fuzz(controller_class(*target), FRAMES, seed=1, wire=recorded_traffic(), guard=Guard(PATIENT))
     assert counts["frames"] == FRAMES
     assert sum(counts[outcome] for outcome in venues.OUTCOMES) == FRAMES
