@@ -9,7 +9,7 @@ are told to open new ones.
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from msgspec.structs import replace
 
@@ -61,8 +61,7 @@ class Backlog:
         self._intake, self._clock, self._log, self._metrics = intake, clock, log, metrics
         self._drop_oldest, self._batch_records, self._dropped = drop_oldest, batch_records, dropped
         self._merge = False
-        self._sieved = ""  # the run whose records are looked at one by one, since some of its epochs are broken
-        self._open: set[int] = set()  # those of them that are not
+        self._sieve: Sieve | None = None
         self._lost: str | None = None  # why something is missing before the next batch
         self._frames: Counter[str] = Counter()  # of this run, by exchange
         self._told = 0  # the hole that was spoken of last
@@ -148,21 +147,23 @@ class Backlog:
         frames: Counter[str] = Counter()
         for delivery in deliveries:
             frames[delivery.exchange] += delivery.frames + delivery.rejected
-        if self._lost is not None or (not own and self._sieved != run.uid):
-            # Of an earlier run nobody remembers what of it was broken.
-            self._open = set() if self._lost is not None else set(self._store.open_epochs(run))
-            self._sieved = run.uid
-        if self._sieved == run.uid:
-            deliveries = self._sieve(deliveries)
+        sieve = self._sieve_for(run)
+        if sieve is not None:
+            deliveries = tuple(sieve.let_through(delivery) for delivery in deliveries)
         if self._lost is not None:
             deliveries = (Delivery("", 0, (RecordsLost(self._lost),), 0), *deliveries)
         batch = Batch(run, last.batch.number, deliveries)
         there = self._store.write(batch, self._clock.wall_us())
         self._merge = there < sum(len(delivery.records) for delivery in deliveries)
-        self._lost = None
+        # Only now: what a failed attempt found out does not count, the next one finds it again.
+        self._lost, self._sieve = None, sieve
         self._spool.advance(last.position)
         if own:
             self._frames.subtract(frames)
+            if sieve is not None:
+                self._dropped(sieve.rows)
+                for exchange, count in sieve.frames.items():
+                    self._metrics.count_frames(exchange, dropped=count)
         self._show()
         return batch, there
 
@@ -200,33 +201,15 @@ class Backlog:
         self._drop_frames({exchange: count.frames + count.rejected for exchange, count in hole.lost.items()})
         self._intake.renew("damaged")
 
-    def _sieve(self, deliveries: Sequence[Delivery]) -> tuple[Delivery, ...]:
-        own = self._sieved == self._run.uid
-        kept: list[Delivery] = []
-        rows: Counter[int] = Counter()
-        for delivery in deliveries:
-            records = tuple(record for record in delivery.records if self._counts(record, rows))
-            if len(records) < len(delivery.records):
-                lost = 0 if any(type(record) is BookRow for record in records) else delivery.frames
-                if own and lost:
-                    self._metrics.count_frames(delivery.exchange, dropped=lost)
-                delivery = replace(delivery, records=records, frames=delivery.frames - lost)
-            kept.append(delivery)
-        if own and rows:
-            self._dropped(rows)
-        return tuple(kept)
-
-    def _counts(self, record: Record, rows: Counter[int]) -> bool:
-        match record:
-            case EpochOpened():
-                self._open.add(record.epoch)
-            case EpochEnded() if record.epoch in self._open:
-                self._open.discard(record.epoch)
-            case BookRow() | CoverageMark() | EpochVerdict() | EpochEnded() if record.epoch not in self._open:
-                if type(record) is BookRow:
-                    rows[record.epoch] += 1
-                return False
-        return True
+    def _sieve_for(self, run: Run) -> "Sieve | None":
+        if self._lost is not None:
+            return Sieve(run, set())
+        if self._sieve is not None and self._sieve.run.uid == run.uid:
+            return Sieve(run, set(self._sieve.open))
+        if run.uid == self._run.uid:
+            return None  # nothing of it is broken
+        # Of an earlier run nobody remembers what of it was.
+        return Sieve(run, set(self._store.open_epochs(run)))
 
     def _show(self) -> None:
         # For other threads: the spool itself is the writer's alone.
@@ -234,3 +217,34 @@ class Backlog:
         for exchange, frames in self._frames.items():
             if exchange:
                 self._metrics.spool_frames.labels(exchange).set(frames)
+
+
+class Sieve:
+    """Lets through what belongs to epochs that are whole; `rows` (by epoch) and `frames` count what it holds back."""
+
+    def __init__(self, run: Run, open_: set[int]) -> None:
+        self.run, self.open = run, open_
+        self.rows: Counter[int] = Counter()
+        self.frames: Counter[str] = Counter()
+
+    def let_through(self, delivery: Delivery) -> Delivery:
+        """Return the delivery without what is of no use; its frames go with the last of its rows."""
+        records = tuple(record for record in delivery.records if self._is_of_use(record))
+        if len(records) == len(delivery.records):
+            return delivery
+        lost = 0 if any(type(record) is BookRow for record in records) else delivery.frames
+        if lost:
+            self.frames[delivery.exchange] += lost
+        return replace(delivery, records=records, frames=delivery.frames - lost)
+
+    def _is_of_use(self, record: Record) -> bool:
+        match record:
+            case EpochOpened():
+                self.open.add(record.epoch)
+            case BookRow() | CoverageMark() | EpochVerdict() | EpochEnded() if record.epoch not in self.open:
+                if type(record) is BookRow:
+                    self.rows[record.epoch] += 1
+                return False
+            case EpochEnded():
+                self.open.discard(record.epoch)
+        return True
