@@ -29,6 +29,7 @@ from storage.postgres import PostgresStore
 from storage.postgres_database import SCHEMA_VERSION, Address, Session
 from storage.postgres_partitions import DAY_US, days, make_day, partition
 from storage.store import Batch, Run
+from tests.conftest import WaitUntil
 from tests.postgres import PASSWORD, Door, Server
 
 T0 = 1_790_000_000_000_000
@@ -283,18 +284,43 @@ def test_a_connection_that_is_cut_anywhere_leaves_a_batch_once(
     assert query(postgres_url, "SELECT frames FROM coverage") == [(1,)]
 
 
+def waiting(url: str) -> int:
+    """How many sessions of this database wait for a lock."""
+    sql = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    ((count,),) = query(url, sql)
+    return int(count)
+
+
 def test_a_commit_that_still_goes_on_is_waited_for(
+    store: PostgresStore, postgres_url: str, wait_until: WaitUntil
+) -> None:
+    """A session was given up in the middle of a batch, and the server still works on it while it is written again.
+
+    Fails without FOR UPDATE in _ENTER: the event is there twice.
+    """
+    store.write(batch(1, OPENED), T0)
+    with ThreadPoolExecutor(1) as pool, psycopg.connect(postgres_url) as hanging:
+        hanging.execute("INSERT INTO event (run, time_us, level, tag, text) SELECT id, 1, '', '', 'once' FROM run")
+        hanging.execute("UPDATE run SET batch = 2")
+        again = pool.submit(store.write, batch(2, Event(1, "", "", "once")), T0)
+        wait_until(lambda: waiting(postgres_url) == 1)
+        hanging.commit()
+        assert again.result() == 1
+    assert query(postgres_url, "SELECT text FROM event") == [("once",)]
+
+
+def test_a_lock_that_is_held_for_long_is_no_reason_to_hang(
     store: PostgresStore, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fails without FOR UPDATE in _ENTER."""
+    """Fails (takes as long as the lock) without `SET lock_timeout` in Address.connect."""
     store.write(batch(1, OPENED), T0)
     monkeypatch.setattr(postgres_database, "_LOCK_MS", 200)
-    with closing_store(postgres_url) as earlier, psycopg.connect(postgres_url) as hanging:
-        hanging.execute("UPDATE run SET batch = 2")  # a session given up on, which the server still works for
+    with closing_store(postgres_url) as other, psycopg.connect(postgres_url) as hanging:
+        hanging.execute("UPDATE run SET batch = 2")
         with pytest.raises(StorageBusy, match="lock timeout"):
-            earlier.write(batch(2, FIRST), T0)
-        hanging.commit()
-        assert earlier.write(batch(2, FIRST), T0) == 1
+            other.write(batch(2, FIRST), T0)
+        hanging.rollback()
+        assert other.write(batch(2, FIRST), T0) == 0
 
 
 def test_nothing_that_was_taken_is_lost_when_the_server_dies(postgres_server: Server, postgres_url: str) -> None:
@@ -497,19 +523,19 @@ def test_a_day_that_is_made_late_takes_its_rows_from_the_default_partition(
     assert store.in_transaction(lambda db: days(db, "book")) == {DAY + 4}
 
 
-def test_a_day_can_be_made_by_two_at_once(postgres_url: str) -> None:
+def test_a_day_can_be_made_by_several_at_once(postgres_url: str, wait_until: WaitUntil) -> None:
     """Fails without `lock(db, LOCK_PARTITIONS)` in make_day."""
-    stores = [PostgresStore(postgres_url) for _ in range(4)]
-    stores[0].check()
-    begin = threading.Barrier(len(stores))
-
-    def make(store: PostgresStore) -> None:
-        begin.wait()
-        assert store.in_transaction(lambda db: make_day(db, "book", DAY))
+    stores = [PostgresStore(postgres_url) for _ in range(3)]
+    for store in stores:
+        store.check()
+    with ThreadPoolExecutor(len(stores)) as pool, psycopg.connect(postgres_url) as holding:
+        holding.execute("LOCK TABLE book_default")
+        making = [pool.submit(store.in_transaction, lambda db: make_day(db, "book", DAY)) for store in stores]
+        wait_until(lambda: waiting(postgres_url) == len(stores))  # each has seen that it is missing
+        holding.commit()
+        assert [made.result() for made in making] == [True] * len(stores)
+    for store in stores:
         store.release()
-
-    with ThreadPoolExecutor(len(stores)) as pool:
-        list(pool.map(make, stores))
 
 
 def test_a_day_that_can_not_be_made_holds_up_nothing(
