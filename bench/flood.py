@@ -36,6 +36,7 @@ from commands.daemon import SWITCH_INTERVAL_S
 from controllers.connection import Connection
 from controllers.upbit import Upbit
 from storage.sqlite import SQLiteStore
+from storage.store import Run
 from storage.writer import Writer
 
 CONNECTIONS = 10
@@ -191,12 +192,12 @@ def _collect(url: str, seconds: float) -> Figures:
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     with tempfile.TemporaryDirectory() as folder:
         clock, intake = Clock(), Intake(64 << 20)
-        store = SQLiteStore(
-            Path(folder) / "f.sqlite", collector_id="f", version="f", run_uid="f", started_us=clock.wall_us()
-        )
+        store = SQLiteStore(Path(folder) / "f.sqlite")
         store.open()
         given = setup(Exchange(endpoint=Endpoint(websocket=url, rest=None)), intake)
-        writer = Writer(store, intake, clock=clock, log=Log("WRITER"), metrics=given.metrics)
+        writer = Writer(
+            store, intake, Run("f", "f", "f", clock.wall_us()), clock=clock, log=Log("WRITER"), metrics=given.metrics
+        )
         feeds = [Upbit((market,), given) for market in MARKETS]
         meter = _Meter()
         for worker in (writer, *feeds):

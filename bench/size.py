@@ -4,6 +4,7 @@ The growth of the database file, its write-ahead log emptied into it, over the n
 indexes, keys and ledger. Where pages split depends on which rows share a commit, so a byte or two means nothing.
 """
 
+import itertools
 import re
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -17,6 +18,7 @@ from bench.parse import setup
 from collector.clock import Clock
 from controllers.upbit import Upbit
 from storage.sqlite import SQLiteStore
+from storage.store import Batch, Run
 
 BATCH_US, TICK_US = 250_000, 1_000_000  # how often the writer commits and controllers move the ledger
 START_US = 1_790_000_000_000_000
@@ -64,15 +66,14 @@ def bytes_per_update(heard: Iterable[Heard], *, full_books: bool = False) -> flo
     given = replace(setup(), clock=clock, full_books=full_books)
     controllers: dict[str, Upbit] = {}
     with tempfile.TemporaryDirectory() as folder:
-        store = SQLiteStore(
-            Path(folder) / "s.sqlite", collector_id="s", version="s", run_uid="s", started_us=clock.now_us
-        )
+        store = SQLiteStore(Path(folder) / "s.sqlite")
         store.open()
+        run, numbers = Run("s", "s", "s", clock.now_us), itertools.count(1)
 
         def commit() -> None:
-            batch = given.intake.take(1000)
-            store.write(batch, clock.now_us)
-            given.intake.done(batch)
+            deliveries = given.intake.take(1000)
+            store.write(Batch(run, next(numbers), tuple(deliveries)), clock.now_us)
+            given.intake.done(deliveries)
 
         before, count = _file_bytes(store), 0
         batch_us = tick_us = START_US

@@ -23,6 +23,7 @@ from collector.records import BookRow, CoverageMark, Delivery, EpochOpened
 from commands.daemon import SWITCH_INTERVAL_S
 from controllers.upbit import Upbit
 from storage.sqlite import SQLiteStore
+from storage.store import Batch, Run
 
 FEEDS, ROWS = 10, 100  # of each feed in a batch
 BATCH = FEEDS * ROWS
@@ -102,17 +103,18 @@ def _tuples(number: int) -> list[tuple[object, ...]]:
 
 @contextmanager
 def _store(folder: Path) -> Iterator[Write]:
-    store = SQLiteStore(folder / "b.sqlite", collector_id="b", version="b", run_uid="b", started_us=1)
+    store = SQLiteStore(folder / "b.sqlite")
     store.open()
+    run = Run("b", "b", "b", 1)
     opened = [
         EpochOpened(epoch, "UPBIT", f"M{epoch}-KRW", "orderbook", "websocket", 1) for epoch in range(1, FEEDS + 1)
     ]
-    store.write([Delivery("upbit", 0, tuple(opened), 1)], 1)
+    store.write(Batch(run, 1, (Delivery("upbit", 0, tuple(opened), 1),)), 1)
     written = 0
 
     def write(deliveries: list[Delivery]) -> None:
         nonlocal written
-        store.write(deliveries, 1)
+        store.write(Batch(run, 2 + written // BATCH, tuple(deliveries)), 1)
         written += BATCH
 
     yield write

@@ -15,11 +15,13 @@ from bench import flood, parse, size, writer
 from bench.__main__ import ALL, main
 from bench.frames import upbit_frames, venue_frames
 from bench.measure import in_turns, row
+from bench.sender import sender
 from collector.numbers import to_decimal
 from collector.records import BookRow
 from controllers import controller_class
 from controllers.upbit import Upbit
 from storage.sqlite import SQLiteStore
+from storage.store import Batch
 
 PERFORMANCE = Path(__file__).resolve().parents[2] / "docs" / "performance.md"
 
@@ -102,8 +104,12 @@ def test_every_message_of_the_flood_is_committed() -> None:
 
 def test_a_message_that_is_not_in_the_store_ends_the_flood(monkeypatch: pytest.MonkeyPatch) -> None:
     write = SQLiteStore.write
-    monkeypatch.setattr(SQLiteStore, "write", lambda store, batch, now_us: write(store, batch[:1], now_us))
-    with flood._sender() as url, pytest.raises(RuntimeError, match="accounted for in the store"):
+
+    def forget(store: SQLiteStore, batch: Batch, now_us: int) -> int:
+        return write(store, Batch(batch.run, batch.number, batch.deliveries[:1]), now_us)
+
+    monkeypatch.setattr(SQLiteStore, "write", forget)
+    with sender(flood.MARKETS) as url, pytest.raises(RuntimeError, match="accounted for in the store"):
         flood._collect(url, 0.3)
 
 
