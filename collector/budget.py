@@ -41,11 +41,15 @@ class Budget:
     """At most `per_second` requests, evenly spaced; whoever asks gets the next free slot."""
 
     def __init__(self, per_second: float, clock: Clock, *, pause: Pause | None = None) -> None:
-        self._spacing_us = int(1e6 / per_second)
+        self.set_rate(per_second)
         self._clock = clock
         self._lock = threading.Lock()
         self._next_us = 0
         self._pause = pause or Pause(clock)
+
+    def set_rate(self, per_second: float) -> None:
+        """Let another rate count from the next slot on."""
+        self._spacing_us = int(1e6 / per_second)
 
     def beside(self, per_second: float) -> "Budget":
         """Return a budget for something the same exchange counts apart; they pause together."""

@@ -31,11 +31,12 @@ class BookDiffers(SourceError):
 
 
 class RateLimited(SourceError):
-    """The exchange asked for fewer requests."""
+    """The exchange asked for fewer requests; `banned`: it answers none of this address for a while."""
 
-    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
+    def __init__(self, message: str, retry_after_s: float | None = None, *, banned: bool = False) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+        self.banned = banned
 
 
 class VenueRefused(SourceError):

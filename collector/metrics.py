@@ -59,6 +59,10 @@ class Metrics:
         )
         self.connected = gauge("connected", "Open connections", exchange)
         self.connects = counter("connects_total", "Attempts to connect, by how they ended", ("exchange", "outcome"))
+        self.rate_limited = counter(
+            "rate_limited_total", "Answers of an exchange that asked for fewer requests", exchange
+        )
+        self.rate_pause = gauge("rate_pause_seconds", "Time for which an exchange is asked for nothing", exchange)
         self.polls_missed = counter("poll_missed_total", "Polls left out because the last one took too long", exchange)
         self.poll_duration = histogram("poll_duration_seconds", "Time from request to answer", _POLL_S, exchange)
         self.venue_lag = histogram(
@@ -113,6 +117,7 @@ class Metrics:
         """
         exchange = feed.exchange
         self.connected.labels(exchange)
+        self.rate_limited.labels(exchange)
         self.spool_frames.labels(exchange)
         self.spool_recovered.labels(exchange)
         for outcome in OUTCOMES:

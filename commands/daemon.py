@@ -120,8 +120,7 @@ class Daemon:
             gone=self._gone,
             signals=signals,
         )
-        self._budgets: dict[str, Budget] = {}
-        self._connects: dict[str, Budget] = {}
+        self._budgets: dict[str, tuple[Budget, Budget]] = {}  # of requests and of connections, by exchange
         for connection in plan:
             part = self._part(connection)
             self.supervisor.add(part.make, group=part.group, plan=connection)
@@ -193,6 +192,9 @@ class Daemon:
         self.logs.language = settings.language
         self.logs.set_feeds(feeds(plan))
         self.supervisor.stop_timeout_s = settings.limits.stop_timeout_s
+        for connection in plan:
+            if connection.exchange in self._budgets:
+                connection.cls.set_rates(connection.options, *self._budgets[connection.exchange])
         self._keeper = make_keeper(self.store, self.clock, **_kept(settings))
         self.supervisor.apply(
             [Change(tuple(running[one] for one in step.old), tuple(map(self._part, step.new))) for step in todo]
@@ -209,14 +211,15 @@ class Daemon:
 
     def _part(self, connection: Connection) -> Part:
         cls, keys = connection.cls, connection.keys
+        requests, connects = self._budgets.setdefault(cls.exchange, cls.budgets(connection.options, self.clock))
         setup = Setup(
             clock=self.clock,
             intake=self.intake,
             metrics=self.metrics,
             log=self.logs.connection(cls.exchange, connection.markets),
             options=connection.options,
-            budget=self._budgets.setdefault(cls.exchange, Budget(cls.budget_per_s, self.clock)),
-            connects=self._connects.setdefault(cls.exchange, Budget(cls.connects_per_s, self.clock)),
+            budget=requests,
+            connects=connects,
             full_books=connection.full_books,
             keys=(keys[0].get_secret_value(), keys[1].get_secret_value()) if keys else None,
         )

@@ -15,7 +15,7 @@ from typing import ClassVar
 from collector.budget import Budget
 from collector.clock import Clock
 from collector.config import Exchange
-from collector.errors import BadFrame, SourceError, StaleConnection, VenueRefused
+from collector.errors import BadFrame, RateLimited, SourceError, StaleConnection, VenueRefused
 from collector.intake import Intake
 from collector.log import Log
 from collector.metrics import Metrics
@@ -54,7 +54,7 @@ class Setup:
     log: Log
     options: Exchange
     budget: Budget  # of REST requests, shared by all controllers of the exchange
-    connects: Budget | None = None  # of new connections, shared likewise; None: no limit
+    connects: Budget | None = None  # of new connections, shared likewise and `beside` it; None: the same one
     full_books: bool = False
     keys: tuple[str, str] | None = None
 
@@ -111,6 +111,7 @@ class Controller(Worker):
         self._renewals = setup.intake.renewals
         for feed in self.feeds.values():
             setup.metrics.expect(feed.key)
+        setup.metrics.rate_pause.labels(self.exchange).set_function(lambda: setup.budget.paused_s)
 
     # --- what a venue says ------------------------------------------------------------------------------------------
 
@@ -122,6 +123,26 @@ class Controller(Worker):
     def parse_listing(cls, body: bytes) -> list[str]:
         """Return the markets that trade now, in house form, from the answer to `listing_path`; raises `SourceError`."""
         raise NotImplementedError(f"{cls.__name__} can't list its markets")
+
+    # --- what the exchange bears ------------------------------------------------------------------------------------
+
+    @classmethod
+    def budgets(cls, options: Exchange, clock: Clock) -> tuple[Budget, Budget]:
+        """Return the budgets of an exchange, of requests and of connections; one pair for all its controllers."""
+        requests = Budget(options.rate.requests_per_s or cls.budget_per_s, clock)
+        return requests, requests.beside(options.rate.connects_per_s or cls.connects_per_s)
+
+    @classmethod
+    def set_rates(cls, options: Exchange, requests: Budget, connects: Budget) -> None:
+        """Let other settings count for the budgets of an exchange."""
+        requests.set_rate(options.rate.requests_per_s or cls.budget_per_s)
+        connects.set_rate(options.rate.connects_per_s or cls.connects_per_s)
+
+    def rate_limited(self, error: RateLimited) -> None:
+        """Let everybody leave the exchange alone for as long as it wants; any thread may call this."""
+        seconds = self.setup.budget.pause(error.retry_after_s, banned=error.banned)
+        self.setup.metrics.rate_limited.labels(self.exchange).inc()
+        self.log.warning("rate_limited", error=error, seconds=round(seconds, 1))
 
     # --- frames -----------------------------------------------------------------------------------------------------
 

@@ -73,6 +73,8 @@ def _book(message: Any, code: str | None) -> Book:
 class _Bithumb(Controller):
     rest_url = "https://api.bithumb.com"
     listing_path = "/v1/market/all"
+    budget_per_s = 150.0  # a category of calls
+    connects_per_s = 10.0
 
     @classmethod
     @shaped

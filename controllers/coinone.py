@@ -77,6 +77,7 @@ class Coinone(WSController):
     url = "wss://stream.coinone.co.kr"
     rest_url = "https://api.coinone.co.kr"
     listing_path = "/public/v2/markets/KRW"
+    budget_per_s = 20.0
     depth = 16
     rising_sequence = True
     text_numbers = True

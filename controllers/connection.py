@@ -22,6 +22,7 @@ for _name, _value in (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT"
 
 READ_BYTES = 1 << 16
 RETRY_AFTER_S_MAX = 86_400.0
+BANNED = 418  # the status of those who went on after 429
 
 
 class Connection:
@@ -105,7 +106,7 @@ def _refusal(error: websocket.WebSocketBadStatusException) -> Exception:
     status = error.status_code
     text = f"HTTP {status} at the WebSocket handshake"
     if wants_pause(status, error.resp_headers or {}):
-        return RateLimited(text, retry_after(error.resp_headers or {}))
+        return RateLimited(text, retry_after(error.resp_headers or {}), banned=status == BANNED)
     if status in (401, 403, 451):
         return VenueRefused(text)
     return ConnectionLost(text)
@@ -113,7 +114,7 @@ def _refusal(error: websocket.WebSocketBadStatusException) -> Exception:
 
 def wants_pause(status: int, headers: Mapping[str, str]) -> bool:
     """Tell whether an answer asks to be left alone for a while."""
-    return status in (418, 429) or (status == 503 and retry_after(headers) is not None)
+    return status in (BANNED, 429) or (status == 503 and retry_after(headers) is not None)
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:

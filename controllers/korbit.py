@@ -59,6 +59,7 @@ class Korbit(WSController):
     url = "wss://ws-api.digitalx.miraeasset.com/v2/public"
     rest_url = "https://api.digitalx.miraeasset.com"
     listing_path = "/v2/currencyPairs"
+    budget_per_s = 50.0
     depth = 30
     text_numbers = True
     stale_s = 90.0

@@ -8,7 +8,7 @@ import requests
 
 from collector.errors import ConnectionLost, RateLimited, SourceError, VenueRefused
 from controllers.base import Controller, Setup
-from controllers.connection import retry_after, wants_pause
+from controllers.connection import BANNED, retry_after, wants_pause
 from controllers.feed import HeardFeed
 from controllers.fetch import fetch
 
@@ -56,7 +56,7 @@ class RESTController(Controller):
             missed = 0
             pause_s = 0.0
             for market in self.markets:
-                if self.stopping.is_set():
+                if not self.setup.budget.wait(self.stopping, meanwhile=self._waited):
                     return
                 began_us = self.clock.monotonic_us()
                 pause_s = max(pause_s, self._poll_safely(session, market))
@@ -79,14 +79,18 @@ class RESTController(Controller):
             while due_us > self.clock.monotonic_us() and not self.stopping.is_set():
                 left_us = due_us - self.clock.monotonic_us()
                 self.stopping.wait(max(0.0, min(left_us, 1_000_000) / 1e6))
-                self._end_what_is_too_old(self.clock.monotonic_us())
-                self.beat()
+                self._waited()
+
+    def _waited(self) -> None:
+        self._end_what_is_too_old(self.clock.monotonic_us())
+        self.beat()
 
     def _poll_safely(self, session: requests.Session, market: str) -> float:
         # Returns how long the exchange wants to be left alone.
         try:
             self._poll(session, market)
         except RateLimited as error:
+            self.rate_limited(error)
             self.log.error("poll_error", error=error, market=market)
             pause_s = self.backoff.next_s(error.retry_after_s or 1.0)
             self.backoff.began()  # the run goes on: only a healthy period from here makes pauses short again
@@ -103,7 +107,7 @@ class RESTController(Controller):
         at_us = self.clock.monotonic_us()
         if wants_pause(status, headers):
             self._not_data()
-            raise RateLimited(f"HTTP {status}", retry_after(headers))
+            raise RateLimited(f"HTTP {status}", retry_after(headers), banned=status == BANNED)
         if status != 200:
             self._not_data()
             raise VenueRefused(f"HTTP {status}: {body[:200].decode('utf-8', 'replace')!r}")

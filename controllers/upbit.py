@@ -74,6 +74,8 @@ class Upbit(WSController):
     url = "wss://api.upbit.com/websocket/v1"
     rest_url = "https://api.upbit.com"
     listing_path = "/v1/market/all"
+    budget_per_s = 10.0  # a group of calls
+    connects_per_s = 5.0
     depth = 30
     keepalive_text = "PING"
     stale_s = 30.0

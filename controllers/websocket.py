@@ -15,11 +15,11 @@ from urllib.parse import urlsplit
 
 import requests
 
-from collector.errors import BookDiffers, ConnectionLost, SourceError, StaleConnection, VenueRefused
+from collector.errors import BookDiffers, ConnectionLost, RateLimited, SourceError, StaleConnection, VenueRefused
 from collector.records import Book, BookChange, Record, Refused, Reply
 from controllers.base import Controller, Setup
 from controllers.book import OrderBook
-from controllers.connection import Connection
+from controllers.connection import BANNED, Connection, retry_after, wants_pause
 from controllers.feed import HeardFeed
 from controllers.fetch import fetch
 from controllers.frames import CLOSE, PING, PONG, close_reason
@@ -160,16 +160,19 @@ class WSController(Controller):
         self._rejected_at_us = self._heard_at_us
 
     def _connect(self) -> Connection:
-        if self.setup.connects is not None and not self.setup.connects.wait(self.stopping):
+        if not (self.setup.connects or self.setup.budget).wait(self.stopping, meanwhile=self.beat):
             raise ConnectionLost("asked to stop before it was this connection's turn")
+        self.backoff.began()  # the wait was none of the healthy time
         try:
             connection = Connection(self.address())
         except VenueRefused as error:
             self.setup.metrics.connects.labels(self.exchange, "refused").inc()
             self.refused(error)
             connection = Connection(self.address())
-        except SourceError:
+        except SourceError as error:
             self.setup.metrics.connects.labels(self.exchange, "failed").inc()
+            if isinstance(error, RateLimited):
+                self.rate_limited(error)
             raise
         self.setup.metrics.connects.labels(self.exchange, "ok").inc()
         return connection
@@ -368,10 +371,15 @@ class Probe:
         try:
             if controller.setup.budget.wait(controller.stopping, within_s=PROBE_SLOT_S):
                 with requests.Session() as session:
-                    status, _, body = fetch(session, url, controller.clock)
+                    status, headers, body = fetch(session, url, controller.clock)
+                if wants_pause(status, headers):
+                    raise RateLimited(f"HTTP {status}", retry_after(headers), banned=status == BANNED)
                 answer = _numbers(controller.parse_probe(self.feed.market, body)) if status == 200 else f"HTTP {status}"
             else:
                 answer = SKIPPED
+        except RateLimited as error:
+            controller.rate_limited(error)
+            answer = SKIPPED
         except SourceError as error:
             answer = str(error)
         except Exception as error:  # our bug: without an answer no other probe would ever be made

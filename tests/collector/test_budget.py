@@ -97,6 +97,15 @@ def test_stop_ends_the_wait_and_uses_the_slot_up() -> None:
     assert sum(other.waits) == pytest.approx(2)  # the slot after the one that was given up
 
 
+def test_another_rate_counts_from_the_next_slot_on() -> None:
+    clock = FakeClock()
+    budget = Budget(1, clock)
+    budget.wait(Stopping(clock))
+    budget.set_rate(10)
+
+    assert [seconds_until_a_slot(budget, clock) for _ in range(3)] == pytest.approx([1, 0.1, 0.1])
+
+
 def test_a_slot_too_far_away_is_not_taken() -> None:
     clock, never = FakeClock(), threading.Event()
     budget = Budget(1, clock)

@@ -101,8 +101,10 @@ class Live:
         assert len(states) == kept.frames
         assert kept.mark is not None
         until_us = kept.mark.confirmed_until_us - kept.opened.opened_us  # rows after it are claimed by nobody
-        claimed = [book for row, book in zip(kept.rows, kept.books, strict=True) if row.at_us <= until_us]
-        found = [(numbers(bids), numbers(asks)) for bids, asks in claimed]
+        claimed = [(row.at_us, book) for row, book in zip(kept.rows, kept.books, strict=True) if row.at_us <= until_us]
+        found = [(numbers(bids), numbers(asks)) for _, (bids, asks) in claimed]
+        while len(found) > 1 and claimed[len(found) - 1][0] == until_us and found[-1] != states[-1]:
+            found.pop()  # it came in one piece with the last one that is claimed
         assert found[-1] == states[-1]
         distinct = [state for i, state in enumerate(states) if i == 0 or state != states[i - 1]]
         if single_frames:

@@ -510,7 +510,7 @@ def test_one_difference_is_forgiven_when_the_next_comparison_agrees(stage: Build
     "answer",
     [
         500,
-        429,
+        404,
         requests.ConnectionError("no route"),
         requests.Timeout("late"),
         b"<html>",
@@ -844,7 +844,7 @@ def test_connections_of_one_exchange_are_opened_one_after_the_other(stage: Build
     waits: list[bool] = []
 
     class Turns(Budget):
-        def wait(self, stopping: threading.Event, *, within_s: float = float("inf")) -> bool:
+        def wait(self, stopping: threading.Event, **options: Any) -> bool:
             waits.append(stopping.is_set())
             return not stopping.is_set()
 

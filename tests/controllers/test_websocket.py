@@ -344,7 +344,7 @@ def test_a_429_at_the_handshake_is_obeyed(live: Start) -> None:
     assert counted(stage.setup, "connects_total", exchange="upbit", outcome="ok") == 1
 
 
-@pytest.mark.parametrize("status", [403, 418, 500, 503])
+@pytest.mark.parametrize("status", [403, 500, 503])
 def test_a_refused_handshake_is_tried_again(live: Start, status: int) -> None:
     stage = live("coinone")
     stage.simulator.fault("status", "coinone", code=status, times=2)
