@@ -296,6 +296,13 @@ class Controller(Worker):
             feed.forget()
         self.flush()
 
+    def _run(self) -> None:
+        try:
+            super()._run()
+        finally:
+            if self._open:  # an error struck while the last run was ended, or it was given up and came back
+                self.distrust("superseded" if self.state == "abandoned" else "disconnect")
+
     def distrust(self, reason: str) -> None:
         """Forget what is not handed over, and end every epoch where the ledger stands: nothing else is sure."""
         counts = self._counts
