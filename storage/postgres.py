@@ -8,7 +8,7 @@ Whatever goes wrong ends the session; the next call makes a new one and reads ag
 is not there, not ours or from a newer collector is nothing a daemon ends for: `write` says so every time.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar
 
@@ -41,7 +41,7 @@ from storage.postgres_rows import (
     storable,
     storable_int,
 )
-from storage.store import Batch, Run
+from storage.store import Batch, Run, stretches
 
 DAYS_AHEAD = 2
 DAYS_BACK = 400  # what was received before is odd, and goes to the default partition
@@ -210,7 +210,7 @@ class PostgresStore:
         if batch.number <= newest:
             return sum(len(delivery.records) for delivery in batch.deliveries)
         there = 0
-        for records in _stretches(record for delivery in batch.deliveries for record in delivery.records):
+        for records in stretches(record for delivery in batch.deliveries for record in delivery.records):
             there += self._write_records(db, run, records, now_us)
         with db.pipeline():
             db.execute(_LEAVE, (batch.number, now_us, run))
@@ -357,18 +357,6 @@ def _feeds(db: Session) -> dict[FeedKey, int]:
 def _feed_key(record: EpochOpened) -> FeedKey:
     symbol, _, currency = record.market.partition("-")
     return storable(record.exchange), storable(symbol), storable(currency), storable(record.channel)
-
-
-def _stretches(records: Iterable[Record]) -> Iterator[list[Record]]:
-    # Within one nothing depends on the order of kinds, but that an epoch opens first and ends last.
-    stretch: list[Record] = []
-    for record in records:
-        if type(record) is RecordsLost and stretch:
-            yield stretch
-            stretch = []
-        stretch.append(record)
-    if stretch:
-        yield stretch
 
 
 def _epoch_of(row: BookRow) -> int:

@@ -15,6 +15,7 @@ from psycopg.rows import TupleRow
 
 from collector.errors import ConfigError, NotOurs, StorageBusy, StorageCorrupt, StorageError, StorageFull
 from storage.database import is_url
+from storage.store import numbered_sql
 
 MIGRATIONS = Path(__file__).parent / "migrations" / "postgres"
 
@@ -54,12 +55,7 @@ SELECT EXISTS (SELECT FROM pg_class
 
 def migrations() -> list[tuple[int, str]]:
     """Return the numbered schema steps as (number, SQL), in order."""
-    found = []
-    for path in sorted(MIGRATIONS.glob("*.sql")):
-        number = re.match(r"(\d{4})_", path.name)
-        if number:
-            found.append((int(number[1]), path.read_text("utf-8")))
-    return found
+    return numbered_sql(MIGRATIONS)
 
 
 SCHEMA_VERSION = migrations()[-1][0]

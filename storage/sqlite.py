@@ -7,9 +7,8 @@ slowed down by most. A batch's number is committed with it, so that a batch writ
 
 import fcntl
 import os
-import re
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -27,7 +26,7 @@ from collector.records import (
     RecordsLost,
     Rejected,
 )
-from storage.store import Batch, Run
+from storage.store import Batch, Run, numbered_sql, stretches
 
 APPLICATION_ID = 0x434F4C4C  # "COLL"
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -73,12 +72,7 @@ _T = TypeVar("_T")
 
 def migrations() -> list[tuple[int, str]]:
     """Return the numbered schema steps as (number, SQL), in order."""
-    found = []
-    for path in sorted(MIGRATIONS.glob("*.sql")):
-        number = re.match(r"(\d{4})_", path.name)
-        if number:
-            found.append((int(number[1]), path.read_text("utf-8")))
-    return found
+    return numbered_sql(MIGRATIONS)
 
 
 SCHEMA_VERSION = migrations()[-1][0]
@@ -219,7 +213,7 @@ class SQLiteStore:
         if batch.number <= newest:
             return sum(len(delivery.records) for delivery in batch.deliveries)
         there = 0
-        for records in _stretches(record for delivery in batch.deliveries for record in delivery.records):
+        for records in stretches(record for delivery in batch.deliveries for record in delivery.records):
             there += self._write_records(db, records)
         db.execute("UPDATE run SET batch = ?, alive_us = ? WHERE id = ?", (batch.number, now_us, self._run))
         return there
@@ -381,18 +375,6 @@ def _newer(path: Path, version: int) -> str:
         f"{path} is from a newer collector (schema {version}, this one knows {SCHEMA_VERSION}); install that version, "
         "or set storage.path (DB_PATH) to another file"
     )
-
-
-def _stretches(records: Iterable[Record]) -> Iterator[list[Record]]:
-    # Within one nothing depends on the order of kinds, but that an epoch opens first and ends last.
-    stretch: list[Record] = []
-    for record in records:
-        if type(record) is RecordsLost and stretch:
-            yield stretch
-            stretch = []
-        stretch.append(record)
-    if stretch:
-        yield stretch
 
 
 def _epoch_of(row: BookRow) -> int:

@@ -5,12 +5,14 @@ transaction and skips a batch whose number it has: so a batch may be written aga
 outcome nobody knows, or out of the spool, and is there once.
 """
 
-from collections.abc import Set
+import re
+from collections.abc import Iterable, Iterator, Set
+from pathlib import Path
 from typing import Protocol
 
 import msgspec
 
-from collector.records import Delivery
+from collector.records import Delivery, Record, RecordsLost
 
 
 class Run(msgspec.Struct, frozen=True):
@@ -60,3 +62,31 @@ class Store(Protocol):
 
     def release(self) -> None:
         """Close everything and give back what `open` took; may be called twice."""
+
+
+# --- what stores share ------------------------------------------------------------------------------------------------
+
+
+def stretches(records: Iterable[Record]) -> Iterator[list[Record]]:
+    """Cut the records of a batch where `RecordsLost` stands among them: each stretch but the first begins with one.
+
+    Within one nothing depends on the order of kinds, but that an epoch opens first and ends last.
+    """
+    stretch: list[Record] = []
+    for record in records:
+        if type(record) is RecordsLost and stretch:
+            yield stretch
+            stretch = []
+        stretch.append(record)
+    if stretch:
+        yield stretch
+
+
+def numbered_sql(folder: Path) -> list[tuple[int, str]]:
+    """Return the files of a folder that are called `0001_name.sql` as (number, text), in order."""
+    found = []
+    for path in sorted(folder.glob("*.sql")):
+        number = re.match(r"(\d{4})_", path.name)
+        if number:
+            found.append((int(number[1]), path.read_text("utf-8")))
+    return found
