@@ -33,13 +33,17 @@ class Interval(NamedTuple):
 
 
 class FeedCoverage(msgspec.Struct, frozen=True):
-    """What the ledger says of one feed from `start_us` to `end_us`; the intervals join without a hole."""
+    """What the ledger says of one feed from `start_us` to `end_us`; the intervals join without a hole.
+
+    `collectors` are those that heard it then: what follows is what they heard together.
+    """
 
     exchange: str
     market: str
     start_us: int
     end_us: int
     intervals: tuple[Interval, ...]
+    collectors: tuple[str, ...] = ()
 
     def us(self, state: State) -> int:
         """Return the microseconds spent in a state; all of them add up to the range."""
@@ -73,6 +77,7 @@ class FeedCoverage(msgspec.Struct, frozen=True):
         return {
             "exchange": self.exchange,
             "market": self.market,
+            "collectors": list(self.collectors),
             "start_us": self.start_us,
             "end_us": self.end_us,
             "data_us": self.us("DATA"),
@@ -137,8 +142,10 @@ def _feed_coverage(
     found["PENDING"] = [
         (max(span[0], start_us), min(span[1], end_us)) for span in pending if span[0] < end_us and span[1] > start_us
     ]
+    collectors: set[str] = set()
     for epoch in epochs:
         if epoch.from_us < end_us and epoch.heard_until_us > start_us:
+            collectors.add(epoch.collector_id)
             for state, from_us, until_us in _states(epoch, reader.row_times(epoch, start_us, end_us)):
                 from_us, until_us = max(from_us, start_us), min(until_us, end_us)
                 if from_us < until_us:
@@ -157,7 +164,7 @@ def _feed_coverage(
             left = _minus([(gap.from_us, gap.until_us)], taken)
             intervals += [Interval("GAP", *span, gap.reason) for span in left]
     intervals.sort(key=lambda item: item.from_us)
-    return FeedCoverage(exchange, market, start_us, end_us, tuple(intervals))
+    return FeedCoverage(exchange, market, start_us, end_us, tuple(intervals), tuple(sorted(collectors)))
 
 
 def _states(epoch: Epoch, row_times: Iterable[int]) -> Iterator[tuple[State, int, int]]:

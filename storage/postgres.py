@@ -114,7 +114,7 @@ class PostgresStore:
     """
 
     def __init__(self, url: str) -> None:
-        self.address = Address(url)
+        self.address = Address(url, advice="the collector goes on by itself")
         self._db: Session | None = None
         self._uid = ""  # the run that _epochs belong to
         self._epochs: dict[int, _Epoch] = {}

@@ -4,6 +4,7 @@ A session notices a server that is silent: whatever is asked is answered, refuse
 text that leaves this module holds a password.
 """
 
+import logging
 import re
 from pathlib import Path
 from typing import Any, Final
@@ -39,6 +40,9 @@ _DEFAULTS: dict[str, Any] = {
     "keepalives_count": 2,
     "tcp_user_timeout": 10_000,
 }
+# The library tells of lost connections by itself; whoever called is told anyway.
+logging.getLogger("psycopg").addHandler(logging.NullHandler())
+
 _SECRETS = ("password", "sslpassword", "oauth_client_secret")
 _FOREIGN = """
 SELECT c.relname FROM pg_class AS c
@@ -77,9 +81,13 @@ class Session(psycopg.Connection[TupleRow]):
 
 
 class Address:
-    """Where a database is. Raises `ConfigError` for text that is no address; what it was is not repeated there."""
+    """Where a database is. Raises `ConfigError` for text that is no address; what it was is not repeated there.
 
-    def __init__(self, url: str) -> None:
+    `advice` ends the message of what passes by itself.
+    """
+
+    def __init__(self, url: str, *, advice: str = "try again") -> None:
+        self._advice = advice
         given = _parse(url)
         if given is None:
             raise ConfigError(
@@ -122,14 +130,16 @@ class Address:
         text = f"{self.shown}: {self._without_secrets(' '.join(str(error).split()))}"
         state = error.sqlstate or ""
         if state == "53100":
-            return StorageFull(f"{text}; free some space on the server, the collector goes on by itself")
+            return StorageFull(f"{text}; free some space on the server, {self._advice}")
         if state in ("XX001", "XX002"):
             return StorageCorrupt(f"{text}; restore a backup")
         if state == "42501":
-            return StorageError(f"{text}; make the collector's role the owner of its tables")
+            return StorageError(
+                f"{text}; make the collector's role the owner of its database, or grant what is missing"
+            )
         lost = not state and isinstance(error, psycopg.OperationalError)
         if lost or state[:2] in ("08", "25", "28", "3D", "40", "53", "55", "57", "58"):
-            return StorageBusy(f"{text}; the collector goes on by itself as soon as the server takes what it has")
+            return StorageBusy(f"{text}; {self._advice}")
         return StorageError(text)
 
     def _without_secrets(self, text: str) -> str:

@@ -95,6 +95,12 @@ def test_what_is_promised_is_in_force_whatever_the_server_says(postgres_url: str
     assert setting("transaction_isolation") == "read committed"
     assert (setting("statement_timeout"), setting("lock_timeout")) == ("8s", "4s")
     assert setting("TimeZone") == "UTC"
+    asked = store.in_transaction(lambda db: db.info.get_parameters())
+    assert {name: asked[name] for name in ("keepalives_idle", "tcp_user_timeout", "target_session_attrs")} == {
+        "keepalives_idle": "5",
+        "tcp_user_timeout": "10000",
+        "target_session_attrs": "read-write",
+    }
     store.release()
 
 
@@ -349,7 +355,7 @@ def test_nothing_that_was_taken_is_lost_when_the_server_dies(postgres_server: Se
         ("40P01", StorageBusy, "goes on by itself"),
         ("57014", StorageBusy, "goes on by itself"),
         ("58030", StorageBusy, "goes on by itself"),
-        ("42501", StorageError, "owner of its tables"),
+        ("42501", StorageError, "owner of its database"),
         ("22023", StorageError, "boom"),
     ],
 )

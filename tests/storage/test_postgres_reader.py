@@ -299,6 +299,8 @@ def test_coverage_is_the_union_and_killing_either_leaves_no_gap(postgres_url: st
     with Reader(postgres_url) as reader:
         (feed,) = coverage(reader)
         assert feed.intervals == (Interval("DATA", T0, T0 + 60 * S),)
+        assert feed.as_dict()["collectors"] == ["busan", "seoul"]
+        assert coverage(reader, T0, T0 + 5 * S)[0].collectors == ("seoul",)
         assert [(epoch.collector_id, epoch.reason) for epoch in reader.epochs("upbit", "btc-krw")] == [
             ("seoul", "disconnect"),
             ("busan", None),
