@@ -138,6 +138,9 @@ def _variables(env: Mapping[str, str], dotenv: Path | None, mistakes: list[Mista
         if name in names and value:
             found[name] = (value, f"{dotenv} {name}")
     found |= {name: (env[name], f"environment {name}") for name in names if env.get(name)}
+    for value, source in found.values():
+        if yaml_lines.UNSEEN.search(value):
+            mistakes.append(Mistake(source, (), "the value holds a character that can't be seen"))
     return found
 
 
@@ -160,9 +163,6 @@ def _dotenv(file: Path | None, mistakes: list[Mistake]) -> Iterator[tuple[str, s
             mistakes.append(
                 Mistake(f"{file}:{line}", (), "this line is not NAME=VALUE (it is not shown: it may be secret)")
             )
-        elif binding.value is not None and yaml_lines.UNSEEN.search(binding.value):
-            text = f"the value of {yaml_lines.shown(binding.key)} holds a character that can't be seen"
-            mistakes.append(Mistake(f"{file}:{binding.original.line}", (), text))
         elif binding.key is not None:
             yield binding.key, binding.value
 

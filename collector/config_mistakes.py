@@ -8,7 +8,7 @@ from typing import Any
 from pydantic_core import ErrorDetails
 
 from collector.settings import KEY_VARIABLES, MARKET_PATTERN, Exchange, MarketChoice, Settings, market_choices
-from collector.yaml_lines import ENDLESS, Mistake, Place, Written, shown
+from collector.yaml_lines import ENDLESS, MASK, Mistake, Place, Written, shown
 
 SCHEMA = Settings.model_json_schema()
 
@@ -115,7 +115,7 @@ def _allowed(schema: dict[str, Any]) -> str:
 
 def _hint(value: object, schema: dict[str, Any]) -> str:
     text = shown(value)
-    if "@" in text or "\\" in text or len(text) > 60 or text == ENDLESS:  # a password, or nothing that a slip explains
+    if MASK in text or "\\" in text or len(text) > 60 or text == ENDLESS:  # a password, or nothing a slip explains
         return ""
     if schema.get("what") == "a market" and isinstance(value, str):
         market = _market_meant(value)

@@ -57,6 +57,15 @@ def _expanded(path: Path) -> Path:
         raise ValueError("the home directory of this user is not known") from None
 
 
+def _without_password(url: str) -> str:
+    if "passw" in url.casefold():
+        raise ValueError(
+            "the address holds a password; allowed: an address without one, and the password in DATABASE_URL in the "
+            "environment or .env, PGPASSWORD, or ~/.pgpass"
+        )
+    return url
+
+
 FilePath = Annotated[
     Path, Strict(False), AfterValidator(_expanded), WithJsonSchema({"type": "string", "allowed": "a path"})
 ]
@@ -276,6 +285,7 @@ class Storage(Section):
                     "DATABASE_URL in the environment or .env, PGPASSWORD, or ~/.pgpass",
                 },
             ),
+            AfterValidator(_without_password),
         ]
         | None
     ) = Field(

@@ -20,9 +20,13 @@ _SEQ = "tag:yaml.org,2002:seq"
 VALUES_MAX = 20_000
 SHOWN_MAX = 120
 SHOWN_DEPTH_MAX = 20
+MASK = "***"
 ENDLESS = "a number of thousands of digits"
 # No setting holds one, and neither a path nor a terminal takes them all: control characters, halves of characters.
 UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+# Where passwords stand: `scheme://user:password@host`, also without its end, and `password=...` among parameters.
+_USER = re.compile(r"^([a-z]{2,10}://)?.*@", re.DOTALL)
+_PASSWORD = re.compile(r"(passw|://[^/:]*:(?![0-9]{1,5}(?:/|$))).*", re.DOTALL | re.IGNORECASE)
 # What the reader's own converters raise for text that is not what its tag says.
 _UNREADABLE = (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, ArithmeticError)
 
@@ -110,7 +114,7 @@ def dotted(place: Place) -> str:
 
 
 def shown(value: object) -> str:
-    """Write what was found: in one line, not by the page, and nothing of what may be a password (`user:pass@host`)."""
+    """Write what was found: in one line, not by the page, and nothing of what may be a password."""
     try:
         text = repr(_masked(value, 0))
     except ValueError:  # Python does not write it
@@ -120,7 +124,7 @@ def shown(value: object) -> str:
 
 def _masked(value: object, depth: int) -> object:
     if isinstance(value, str):
-        return re.sub(r"^([a-z]{2,5}://)?.*@", r"\1***@", value, flags=re.DOTALL)
+        return _PASSWORD.sub(rf"\1{MASK}", _USER.sub(rf"\1{MASK}@", value))
     if isinstance(value, list | dict) and depth > SHOWN_DEPTH_MAX:
         return ...
     if isinstance(value, list):

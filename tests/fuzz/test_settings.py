@@ -81,6 +81,7 @@ class Given(Spoiled):
 
     def __init__(self, config: str, dotenv: str = "") -> None:
         self.config, self.dotenv, self.env, self.flags = config.encode(), dotenv.encode(), {}, {}
+        self.tells = True
 
 
 @pytest.mark.parametrize(
@@ -137,7 +138,8 @@ def test_a_number_that_can_not_be_written_down_is_named(tmp_path: Path) -> None:
     "value",
     [
         f"ws://user:{CANARY}@host/x", f"wss:/user:{CANARY}@host", f"'http://user:{CANARY} @host'", f"[ws://u:{CANARY}@host]",
-        f"ws://a@b:{CANARY}@host", f"{CANARY}@krw", "x" * 100 + f":{CANARY}" + "y" * 100 + "@host",
+        f"ws://a@b:{CANARY}@host", f"{CANARY}@krw", f"postgresql://h/d?password={CANARY}", f"host=h password={CANARY}",
+        "x" * 100 + f":{CANARY}" + "y" * 100 + "@host",
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("key", ["exchanges", "markets", "language", "metrics"])
@@ -158,7 +160,7 @@ def test_characters_that_no_path_may_hold_are_refused(tmp_path: Path) -> None:
     seen = "holds a character that can't be seen"
     assert told(tmp_path, 'storage:\n  path: "a\\0b"\n') == rf"c.yaml:2: storage.path: 'a\x00b' {seen}"
     assert told(tmp_path, 'log:\n  path: "\\ud800"\n') == rf"c.yaml:2: log.path: '\ud800' {seen}"
-    assert told(tmp_path, "language: en\n", dotenv="DB_PATH=a\0b\n") == f".env:1: the value of 'DB_PATH' {seen}"
-    assert told(tmp_path, "language: en\n", dotenv=f"GOPAX_API_KEY='{CANARY}\n'\n") == (
-        f".env:1: the value of 'GOPAX_API_KEY' {seen}"
+    assert told(tmp_path, "language: en\n", dotenv="DB_PATH=a\0b\n") == f".env DB_PATH: the value {seen}"
+    assert told(tmp_path, "language: en\n", dotenv=f"GOPAX_API_KEY='{CANARY}\n'\nOTHER='a\n'\n") == (
+        f".env GOPAX_API_KEY: the value {seen}"
     )
