@@ -42,13 +42,13 @@ _number = re.compile(rb"-?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
 
 
 def layout(text: bytes) -> Layout | None:
-    """Return where things stand in a JSON text; None where it is no JSON."""
+    """Return where things stand in a JSON text; None where it is no JSON, or nested too deeply to be looked at."""
+    found = Layout()
     try:
         json.loads(text)
+        _value(text, _skip(text, 0), found)
     except (ValueError, RecursionError):
         return None
-    found = Layout()
-    _value(text, _skip(text, 0), found)
     return found
 
 
