@@ -17,13 +17,13 @@ from tests.conftest import ROOT
 from tests.faults.disk import CHANGES, Orders
 from tests.faults.dose import NIGHTLY, dose
 
-SOME = dose(17, 1)  # of how many calls one is tried where another error tries them all
+SOME = dose(37, 1)  # of how many calls one is tried where another error tries them all
 
 
 @pytest.mark.parametrize(
     ("error", "how", "kinds", "every"),
     [
-        ("EIO", "once", CHANGES, dose(3, 1)),
+        ("EIO", "once", CHANGES, dose(7, 1)),
         ("EIO", "ever", CHANGES, SOME),
         ("ENOSPC", "once", CHANGES, SOME),
         ("ENOSPC", "ever", CHANGES, SOME),

@@ -223,7 +223,7 @@ def trace(database: Path, synchronous: str, batches: int) -> None:
         store.release()
 
 
-BATCHES = 5
+BATCHES = 4
 PATIENCE = 3  # failures that are borne before the disk is mended
 
 

@@ -1,0 +1,86 @@
+"""The process has no more of something: descriptors, memory, threads. It says so, does what it can, and recovers."""
+
+import os
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from simulator import Simulator
+from simulator.judge import judge
+from tests.conftest import wait_until
+from tests.faults.child import START_S, Daemon, options
+from tests.faults.dose import dose
+
+TIMES = dose(1, 20)
+BACK_S = 30
+
+
+@pytest.fixture
+def simulator(tmp_path: Path) -> Iterator[Simulator]:
+    """Five exchanges, with a ledger."""
+    exchanges = ["upbit", "bithumb", "coinone", "korbit", "gopax"]
+    with Simulator(exchanges, ("BTC-KRW",), rate_hz=20, ledger=tmp_path / "ledger") as running:
+        yield running
+
+
+def ends_well(daemon: Daemon, simulator: Simulator, ledger: Path) -> None:
+    """Stop everything and let the judge see; a frame that no memory was left to read is kept raw, if at all."""
+    assert daemon.stop() == 0
+    simulator.stop()
+    verdict = judge(ledger, daemon.database)
+    assert not verdict.missing, "\n".join([str(verdict), *verdict.notes])
+    assert [note for note in verdict.notes if "was rejected" not in note] == [], str(verdict)
+
+
+def test_sixty_four_descriptors_are_enough_and_none_left_is_borne(
+    simulator: Simulator, tmp_path: Path, daemons: list[Daemon]
+) -> None:
+    """Mutation: let `Connection.__init__` catch no `OSError`, so that a connection that can't be made ends a thread."""
+    daemon = Daemon(tmp_path, options(simulator))
+    daemons.append(daemon)
+    daemon.before = ["prlimit", "--nofile=64:4096"]
+    daemon.start()
+    daemon.goes_on(frames=50)
+    wait_until(lambda: len({*daemon.rows("SELECT feed FROM epoch")}) == 5, START_S, "five exchanges")
+    assert len(os.listdir(f"/proc/{daemon.pid}/fd")) < 64
+    for time in range(TIMES):
+        before = daemon.heard("upbit")
+        # 1. No descriptor is to be had, and one is needed.
+        resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (3, 4096))
+        simulator.fault("disconnect", "upbit")
+        wait_until(lambda wanted=time: "disconnect" in daemon.reasons()[wanted:], START_S, "the gap is declared")  # type: ignore[misc]
+        wait_until(lambda: daemon.logged("Too many open files"), START_S, "and said")
+        # 2. Whoever has what it needs goes on, the store as well.
+        daemon.goes_on(exchange="coinone")
+        assert simulator.connections("upbit") == 0
+        # 3. There are some again.
+        resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (64, 4096))
+        wait_until(lambda wanted=before + 20: daemon.heard("upbit") >= wanted, BACK_S, "upbit is back")  # type: ignore[misc]
+    ends_well(daemon, simulator, tmp_path / "ledger")
+
+
+def test_no_more_memory_and_no_more_threads(simulator: Simulator, tmp_path: Path, daemons: list[Daemon]) -> None:
+    """Not a page more than it has: no thread can be made, and large things can't be had.
+
+    Mutation: let `Worker._run` catch `SourceError` only, without a supervisor that starts the dead again.
+    """
+    daemon = Daemon(tmp_path, options(simulator))
+    daemons.append(daemon)
+    daemon.start()
+    daemon.goes_on(frames=50)
+    unlimited = resource.prlimit(daemon.pid, resource.RLIMIT_AS)
+    for _ in range(TIMES):
+        before = daemon.heard("upbit")
+        size = int(Path(f"/proc/{daemon.pid}/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.prlimit(daemon.pid, resource.RLIMIT_AS, (size, unlimited[1]))
+        simulator.fault("disconnect", "upbit")
+        wait_until(lambda: simulator.connections("upbit") == 0, START_S, "the disconnection")
+        wait_until(lambda: daemon.logged("start new thread") or daemon.logged("MemoryError"), START_S, "it is said")
+
+        resource.prlimit(daemon.pid, resource.RLIMIT_AS, unlimited)
+
+        wait_until(lambda wanted=before + 20: daemon.heard("upbit") >= wanted, BACK_S, "upbit is back")  # type: ignore[misc]
+        daemon.goes_on()
+    ends_well(daemon, simulator, tmp_path / "ledger")
