@@ -61,7 +61,7 @@ class Reloader:
             self._note(False, repr(error))
         else:
             self._log.info("config_reloaded", **details)
-            self._note(True, ", ".join(f"{name} {value}" for name, value in details.items()))
+            self._note(True, ", ".join(f"{name} {value}" for name, value in details.items() if value is not None))
 
     def _note(self, ok: bool, text: str) -> None:
         outcome = "ok" if ok else "failed"
