@@ -3,7 +3,7 @@
 `append` returns when a batch is there (with `fsync="batch"`: there after a power cut too); `peek` and `advance` take
 the oldest out again. Nothing on disk says how far that got: a segment goes when all of it was advanced over, and after
 a crash the reader starts at the oldest segment anew. A store knows the numbers of the batches it has, so whoever drains
-skips batches that are there, and a `Hole` whose `after` is there.
+skips batches that are there, and with them a `Hole` whose `after` is there.
 
 What is damaged or gone is never passed over in silence and never an error: it comes out as a `Hole` in its place.
 The format, what survives which `fsync`, and sizes: `docs/spool.md`. For one thread at a time, and one process.
@@ -20,8 +20,8 @@ from typing import NamedTuple
 from collector.clock import Clock
 from collector.errors import NotOurs, StorageBusy, StorageError, StorageFull
 from storage.spool_files import (
-    DAMAGED,
     DROPPED,
+    Aside,
     Count,
     Pending,
     Segment,
@@ -49,8 +49,8 @@ from storage.store import Batch
 __all__ = ["BatchId", "Counts", "Cut", "Dropped", "Fsync", "Hole", "Spool", "Spooled", "Tally"]
 
 SEGMENT_BYTES = 64 << 20
-DAMAGED_MAX = 3  # segments kept aside for a person
-_HEADER_ROOM = 8192  # for the head of a frame and the header of a new segment
+_HEADER_ROOM = 8192  # for the head of a frame and the header of a new segment...
+_EPOCH_ROOM = 18  # ...and for each epoch that the head names
 _HOLE_BYTES = 1024
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -97,7 +97,7 @@ class Spool:
 
     def _forget(self) -> None:
         self._segments: list[Segment] = []
-        self._aside: dict[Path, int] = {}  # damaged segments and their sizes, oldest first
+        self._aside = Aside({})
         self._writer: SpoolWriter | None = None
         self._written, self._advanced = Count(1, {}), Count(1, {})
         self._reader: SpoolReader | None = None
@@ -167,7 +167,7 @@ class Spool:
 
     def _load(self) -> None:
         found = recover(self.path)
-        self._segments, self._aside, self.cuts = found.segments, found.aside, found.cuts
+        self._segments, self._aside, self.cuts = found.segments, Aside(found.aside), found.cuts
         self._written, self._advanced = found.written, found.oldest
         self._writer = SpoolWriter(
             self.path,
@@ -198,7 +198,7 @@ class Spool:
             raise StorageError(f"batch {batch.number} can't be written down for the spool: {error}") from None
         if len(body) > BODY_BYTES_MAX:
             raise StorageError(f"batch {batch.number} is too large for the spool: {len(body)} bytes")
-        size = PREFIX_BYTES + len(body) + _HEADER_ROOM
+        size = PREFIX_BYTES + len(body) + _HEADER_ROOM + _EPOCH_ROOM * len(head.rows)
         self._make_room(size)
         try:
             writer.put(Pending(head, body, self._written.totals), size)
@@ -218,9 +218,9 @@ class Spool:
     def _make_room(self, size: int) -> None:
         # Damaged segments are worth less than what comes in.
         def over() -> bool:
-            return self.bytes + sum(self._aside.values()) + size > self.limit_bytes
+            return self.bytes + self._aside.size + size > self.limit_bytes
 
-        while over() and self._aside and self._unlink_aside():
+        while over() and self._aside.delete_oldest():
             pass
         if over():
             raise StorageFull(f"the spool {self.path} has reached its limit of {self.limit_bytes} bytes")
@@ -233,7 +233,7 @@ class Spool:
         Raises `StorageBusy` where a file can't be opened or read for the moment.
         """
         writer = self._open_writer()
-        if self.empty and self._segments:
+        if self.empty and (self._segments or writer.untidy):
             self._clear(writer)  # what could not be deleted before
         self._fill(limit)
         return [read.item for read in islice(self._ahead, limit)]
@@ -300,25 +300,8 @@ class Spool:
     def _bury(self, segment: Segment) -> None:
         if not segment.damaged:
             segment.path.unlink(missing_ok=True)
-            return
-        aside = segment.path.with_suffix(DAMAGED)
-        try:
-            segment.path.rename(aside)
-        except FileNotFoundError:
-            return
-        self.damaged += 1
-        self._aside[aside] = aside.stat().st_size
-        while len(self._aside) > DAMAGED_MAX and self._unlink_aside():
-            pass
-
-    def _unlink_aside(self) -> bool:
-        oldest = next(iter(self._aside))
-        try:
-            oldest.unlink(missing_ok=True)
-        except OSError:
-            return False
-        del self._aside[oldest]
-        return True
+        elif self._aside.keep(segment):
+            self.damaged += 1
 
     # --- away --------------------------------------------------------------------------------------------------------
 
@@ -328,11 +311,13 @@ class Spool:
         A `Hole` comes out in its place, after a restart too. Raises `StorageBusy` where the disk refuses.
         """
         self._open_writer()
-        reading = self._reader.segment.number if self._reader is not None and self._reader.segment else -1
+        reader = self._reader
+        reading = reader.segment.number if reader is not None and reader.segment is not None else -1
+        read = (reader or self._advanced).sequence
         for place, segment in enumerate(self._segments[:-1]):
             if segment.header is None or segment.dropped:
                 continue
-            if segment.number > reading and segment.header.first >= self._advanced.sequence:
+            if segment.number > reading and segment.header.first >= read:
                 before = self._segments[place - 1] if place else None
                 try:
                     return self._drop(segment, before if before is not None and before.number > reading else None)

@@ -8,7 +8,7 @@ import errno
 import fcntl
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -37,11 +37,13 @@ DROPPED = ".dropped"  # the header of a segment that was deleted to make room
 HEADS_READ_AHEAD = 8192
 DAMAGED = ".damaged"  # a segment with a damaged place, kept for a person to look at
 
+DAMAGED_MAX = 3
+
 _NAME = re.compile(r"(\d{10})(\.spool|\.dropped|\.damaged)")
 _LOST = {errno.EIO, errno.ENOENT, errno.ENODATA, errno.EBADMSG, getattr(errno, "EUCLEAN", errno.EIO)}
 
 
-@dataclass
+@dataclass(eq=False)
 class Segment:
     """A segment as the spool knows it; `header` is None where it can't be read.
 
@@ -169,6 +171,42 @@ def is_torn_at_birth(path: Path) -> bool:
 def is_lost(error: OSError) -> bool:
     """Say whether what could not be read is gone for good; anything else may be better the next time."""
     return error.errno in _LOST
+
+
+class Aside:
+    """Damaged segments that are kept for a person to look at, a few and as long as there is room."""
+
+    def __init__(self, sizes: Mapping[Path, int]) -> None:
+        self._sizes = dict(sizes)  # oldest first
+
+    @property
+    def size(self) -> int:
+        """What they take on disk, in bytes."""
+        return sum(self._sizes.values())
+
+    def keep(self, segment: Segment) -> bool:
+        """Give a segment its other name; return False where it is gone."""
+        path = segment.path.with_suffix(DAMAGED)
+        try:
+            segment.path.rename(path)
+        except FileNotFoundError:
+            return False
+        self._sizes[path] = path.stat().st_size
+        while len(self._sizes) > DAMAGED_MAX and self.delete_oldest():
+            pass
+        return True
+
+    def delete_oldest(self) -> bool:
+        """Return whether there was one, and it could be deleted."""
+        oldest = next(iter(self._sizes), None)
+        if oldest is None:
+            return False
+        try:
+            oldest.unlink(missing_ok=True)
+        except OSError:
+            return False
+        del self._sizes[oldest]
+        return True
 
 
 def sync_directory(directory: Path) -> None:

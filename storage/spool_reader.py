@@ -86,9 +86,10 @@ class SpoolReader:
 
     def __init__(self, segments: list[Segment], start: Count, written: Count, position: int) -> None:
         self.segment: Segment | None = None  # where it stands; None: before all of them
+        self.sequence = start.sequence  # of the next frame
         self.position = position
         self._segments, self._written = segments, written
-        self._sequence, self._totals = start.sequence, start.totals
+        self._totals = start.totals
         self._source: Source | None = None
         self._scanner: Scanner | None = None
         self._gap: _Gap | None = None
@@ -105,11 +106,11 @@ class SpoolReader:
             if isinstance(found, Garbage):
                 self._note(DAMAGED, found.offset, found.size)
             elif found is not None:
-                if self._sequence <= found.head.sequence < self._following_count().sequence:
+                if self.sequence <= found.head.sequence < self._following_count().sequence:
                     self._take(found)
                 # else it was read before, or was taken back by whoever wrote it
             elif not self._enter_next():
-                if self._sequence < self._written.sequence:
+                if self.sequence < self._written.sequence:
                     self._end()
                 break
         return self._ready.popleft() if self._ready else None
@@ -159,11 +160,11 @@ class SpoolReader:
             return True
         self._source = source
         self._scanner = Scanner(source.read, header.salt, segment.start)
-        whole = self._gap is None and header.first - header.skipped <= self._sequence <= header.first
-        if whole or header.first == self._sequence:
+        whole = self._gap is None and header.first - header.skipped <= self.sequence <= header.first
+        if whole or header.first == self.sequence:
             self._gap = None  # whatever lay in between was not part of it
-            self._sequence, self._totals = header.first, header.totals
-        elif header.first > self._sequence:
+            self.sequence, self._totals = header.first, header.totals
+        elif header.first > self.sequence:
             self._skipped += header.skipped
             if self._gap is None and before is not None and before.number + 1 == segment.number:
                 self._gap = _Gap(before.number, before.size, SHORT)
@@ -178,7 +179,7 @@ class SpoolReader:
             self._note(DAMAGED, 0, segment.size)
         elif not segment.dropped:
             self._note(MISSING, 0, 0)
-        elif segment.header.first >= self._sequence:
+        elif segment.header.first >= self.sequence:
             self._note(DROPPED, 0, 0).dropped += segment.batches
             self._totals = plus(self._totals, segment.gone)
 
@@ -199,7 +200,7 @@ class SpoolReader:
         assert scanner is not None
         try:
             batch = decode(found.head, found.body)
-            if found.head.sequence > self._sequence:
+            if found.head.sequence > self.sequence:
                 self._explain(found)
         except Damaged:
             self._note(DAMAGED, found.offset, found.size)
@@ -248,15 +249,15 @@ class SpoolReader:
         segment, head = self.segment, found.head
         assert segment is not None
         name = BatchId(head.run.uid, head.number)
-        if head.sequence > self._sequence:
+        if head.sequence > self.sequence:
             self._hole(name, head.sequence)
         self._gap = None
-        self._sequence = head.sequence + 1
+        self.sequence = head.sequence + 1
         self._totals = plus(self._totals, head.counts)
         self._keep, self._before = segment.number, name
         self.position += 1
         item = Spooled(self.position, batch, found.size, head.time_us)
-        self._ready.append(Read(item, segment.number, self._sequence, self._totals))
+        self._ready.append(Read(item, segment.number, self.sequence, self._totals))
 
     def _end(self) -> None:
         # Frames were written after the last good one, and nothing follows to tell more.
@@ -273,14 +274,14 @@ class SpoolReader:
         gap = self._gap
         assert gap is not None
         self.position += 1
-        batches = max(0, sequence - self._sequence - self._skipped)
+        batches = max(0, sequence - self.sequence - self._skipped)
         if gap.dropped == batches > 0:
             gap.reason = DROPPED
         else:
             gap.reason = DAMAGED if gap.touched else MISSING if gap.reason == DROPPED else gap.reason
             for segment in gap.touched:
                 segment.damaged = True
-        self._sequence, self._skipped, self._gap = sequence, 0, None
+        self.sequence, self._skipped, self._gap = sequence, 0, None
         item = Hole(
             self.position, gap.segment, gap.offset, gap.size, batches, self._before, after, gap.reason, gap.lost
         )

@@ -81,6 +81,11 @@ class SpoolWriter:
             self._tail.close()
             self._tail = None
 
+    @property
+    def untidy(self) -> bool:
+        """Whether files that were given up could not be deleted yet; `close` tries again."""
+        return bool(self._litter)
+
     def _tail_for(self, size: int) -> Tail:
         if self._tail is not None and not self._tail.trusted:
             self._replace(self._tail)

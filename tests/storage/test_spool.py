@@ -32,7 +32,9 @@ from collector.records import (
 from storage import spool_format
 from storage.spool import BatchId, Counts, Hole, Spool, Spooled
 from storage.spool_inspect import check, status
+from storage.spool_reader import DAMAGED, DROPPED, MISSING, SHORT
 from storage.store import Batch, Run
+from tests.conftest import ROOT
 from tests.fakes import FakeClock
 
 RUN = Run("run-1", "here", "test", 1)
@@ -647,7 +649,7 @@ def test_a_frame_that_verifies_but_makes_no_batch_is_a_hole(tmp_path: Path, monk
 
 
 def test_only_a_few_damaged_segments_are_kept(tmp_path: Path) -> None:
-    """Fails with `DAMAGED_MAX` not compared in `Spool._bury`."""
+    """Fails with `DAMAGED_MAX` not compared in `Aside.keep`."""
     with opened(tmp_path / "s") as spool:
         for number in range(1, 8):
             spool.append(batch(number))
@@ -662,7 +664,7 @@ def test_only_a_few_damaged_segments_are_kept(tmp_path: Path) -> None:
 
 
 def test_damaged_segments_make_room_for_what_comes_in(tmp_path: Path) -> None:
-    """Fails with `_unlink_aside` left out of `Spool._make_room`."""
+    """Fails with `delete_oldest` left out of `Spool._make_room`."""
 
     def fill_up(number: int) -> int:
         while number < 10_000:
@@ -1290,3 +1292,26 @@ def test_whatever_stands_in_a_file_reading_it_raises_nothing(tmp_path: Path) -> 
         spool_format.fuzz(bytes(data[: random.randrange(len(data) + 1)]))
     spool_format.fuzz(b"\x83\xaadeliveries\x90\xa5order\xc4\x00\xa1x" + b"\x91" * 100_000 + b"\x90")
     spool_format.fuzz(spool_format.MARKER * 1000)
+
+
+# --- what is written about it ----------------------------------------------------------------------------------------
+
+
+def test_the_docs_have_every_field_as_it_stands_on_the_disk() -> None:
+    """A record that changes fails here: an older spool must still be read, or the version be raised."""
+    lines = (ROOT / "docs" / "spool.md").read_text("utf-8").splitlines()
+    for number, (key, kind) in enumerate(spool_format.COLUMNS.items()):
+        form = "arrays" if kind.__struct_config__.array_like else "maps"
+        fields = ", ".join(f"`{name}`" for name in kind.__struct_fields__)
+        assert f"| {number} | `{key}` | {form} | {fields} |" in lines
+    text = " ".join(lines)
+    for struct in (spool_format.Header, spool_format.Head, Run):
+        for name in struct.__struct_fields__:
+            assert f"`{name}`" in text
+    names = list(spool_format._Delivery.__struct_fields__)
+    assert f"`[{', '.join(names)}]`" in text
+    assert set(Delivery.__struct_fields__) == set(names)
+    assert Batch.__struct_fields__ == ("run", "number", "deliveries")
+    assert " ".join(f"{byte:02X}" for byte in spool_format.MARKER) in text
+    for reason in (DROPPED, DAMAGED, MISSING, SHORT):
+        assert f"`missing ({reason})`" in text
