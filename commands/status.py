@@ -60,19 +60,35 @@ def _print_status(state: dict[str, Any]) -> None:
         "ready": state["ready"],
         "waiting": f"{state['intake']['records']} records, {show_bytes(state['intake']['bytes'])} of "
         f"{show_bytes(state['intake']['bytes_limit'])}",
-        "database": f"{store['path']}, {show_bytes(store['database_bytes'])} + WAL {show_bytes(store['wal_bytes'])}",
+        "spool": _spool(state["spool"]),
+        "database": f"{store['path']}, {_database_size(store)}",
         "last commit": store["last_commit"] or "none yet",
         "growth": "known after a minute"
         if store["bytes_per_day"] is None
         else f"{show_bytes(store['bytes_per_day'])} a day at the present rate",
-        "disk": f"{show_bytes(store['disk_free_bytes'])} free"
-        + (f", enough for {store['days_left']} days" if store["days_left"] is not None else ""),
     }
+    if store["disk_free_bytes"] is not None:  # a server keeps its disk to itself
+        left = f", enough for {store['days_left']} days" if store["days_left"] is not None else ""
+        rows["disk"] = f"{show_bytes(store['disk_free_bytes'])} free{left}"
     rows |= _supervision(state)
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, value in rows.items():
         table.add_row(name, Text(str(value)))
     out.print(table, highlight=False)
+
+
+def _database_size(store: dict[str, Any]) -> str:
+    log = "" if store["wal_bytes"] is None else f" + WAL {show_bytes(store['wal_bytes'])}"
+    return show_bytes(store["database_bytes"]) + log
+
+
+def _spool(spool: dict[str, Any]) -> str:
+    if not spool["batches"]:
+        return "empty" if spool["path"] else "none"
+    size = f"{show_bytes(spool['bytes'])} of {show_bytes(spool['bytes_limit'])}"
+    return (
+        f"{spool['batches']} batches, the oldest waits for {show_duration(spool['age_s'])}; {size} in {spool['path']}"
+    )
 
 
 def _supervision(state: dict[str, Any]) -> dict[str, str]:
@@ -94,12 +110,13 @@ def _supervision(state: dict[str, Any]) -> dict[str, str]:
 
 def feeds_table(state: dict[str, Any]) -> Table:
     """Return the feeds of `/status.json` as a table."""
-    waiting, size = state["intake"]["records"], state["store"]["database_bytes"] + state["store"]["wal_bytes"]
+    waiting, size = state["intake"]["records"], state["store"]["database_bytes"] + (state["store"]["wal_bytes"] or 0)
     table = Table(
         box=None,
         pad_edge=False,
         collapse_padding=True,
-        caption=f"{waiting} records waiting, database {show_bytes(size)}",
+        caption=f"{waiting} records waiting, database {show_bytes(size)}"
+        + (f", spool {show_bytes(state['spool']['bytes'])}" if state["spool"]["batches"] else ""),
     )
     table.caption_justify = "left"
     for name in ("exchange", "market", "over", "state"):
