@@ -2,11 +2,11 @@
 
 import contextlib
 import socket
-import threading
 from collections.abc import Mapping
 
 import websocket
 
+from collector.deadlines import deadlines
 from collector.errors import ConnectionLost, RateLimited, VenueRefused
 from controllers.frames import FrameReader
 
@@ -35,19 +35,15 @@ class Connection:
     def __init__(self, url: str, *, timeout_s: float = 10.0, headers: Mapping[str, str] | None = None) -> None:
         self._socket = websocket.WebSocket(sockopt=_SOCKET_OPTIONS, skip_utf8_validation=True, enable_multithread=False)
         self._reader = FrameReader()
-        # The library's time-out is for each wait; a server that drips its answer byte by byte is ended by this one.
-        deadline = threading.Timer(2 * timeout_s, self._give_up)
-        deadline.daemon = True
-        deadline.start()
         try:
-            # Never an Origin: Upbit limits browsers' connections to one in ten seconds.
-            self._socket.connect(url, timeout=timeout_s, suppress_origin=True, header=dict(headers or {}))
+            # The library's time-out is for each wait; a server that drips its answer byte by byte is ended by this one.
+            with deadlines.within(2 * timeout_s, self._give_up):
+                # Never an Origin: Upbit limits browsers' connections to one in ten seconds.
+                self._socket.connect(url, timeout=timeout_s, suppress_origin=True, header=dict(headers or {}))
         except websocket.WebSocketBadStatusException as error:
             raise _refusal(error) from None
         except (websocket.WebSocketException, OSError, ValueError) as error:
             raise ConnectionLost(f"could not connect: {error}") from None
-        finally:
-            deadline.cancel()
         if self._socket.sock is None:
             raise ConnectionLost("the connection closed while it was made")
         self._socket.sock.settimeout(1.0)
