@@ -316,7 +316,11 @@ class Daemon:
 
     def _keep_house(self) -> bool:
         if self._growth.due():
-            self._database_bytes = self.store.size_bytes()
+            try:
+                self._database_bytes = self.store.size_bytes()
+            except StorageError as error:
+                self.writer.log.warning("housekeeping_failed", error=error)
+                return False
             database, wal = self._sizes()
             self.metrics.database_bytes.set(database)
             self.metrics.wal_bytes.set(wal or 0)
