@@ -149,9 +149,13 @@ def print_coverage(feeds: Sequence[FeedCoverage]) -> None:
     states = [state for state in STATES if state in usual or any(feed.us(state) for feed in feeds)]
     for name in (*(state.lower() for state in states), "gaps", "longest gap"):
         table.add_column(name, justify="right")
+    shared = any(len(feed.collectors) > 1 for feed in feeds)
+    if shared:
+        table.add_column("collectors")
     for feed in feeds:
         longest = max(feed.gaps, key=lambda gap: gap.until_us - gap.from_us, default=None)
         told = f"{show_duration(feed.longest_gap_us / 1e6)} {longest.reason}" if longest else ""
         shares = [f"{feed.percent[state]} %" for state in states]
-        table.add_row(feed.exchange, feed.market, *shares, str(len(feed.gaps)), told)
+        heard_by = [", ".join(feed.collectors)] if shared else []
+        table.add_row(feed.exchange, feed.market, *shares, str(len(feed.gaps)), told, *heard_by)
     out.print(table, highlight=False)
