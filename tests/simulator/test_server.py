@@ -1,5 +1,6 @@
 """The server as a whole: faults, control, connections, the life of the thread."""
 
+import base64
 import contextlib
 import json
 import os
@@ -125,6 +126,80 @@ def test_duplicate_sends_a_frame_twice_under_two_numbers(stage: Start) -> None:
     lines = s.ledger(kind="message")
     assert any((noted(a), a["venue_us"]) == (noted(b), b["venue_us"]) for a, b in pairwise(lines))
     assert [line["i"] for line in lines] == list(range(1, len(lines) + 1))
+
+
+def test_late_sends_a_book_after_the_one_that_follows_it(stage: Start) -> None:
+    s = stage("coinone", rate_hz=30)
+    client = served(s, "coinone")
+    s.simulator.fault("late", "coinone", "BTC-KRW")
+    ids = [int(client.until(lambda f: f["response_type"] == "DATA")["data"]["id"]) for _ in range(12)]
+    (fallen,) = [later for earlier, later in pairwise(ids) if later < earlier]
+    lines = s.ledger(kind="message", what="book")
+    assert [line["i"] for line in lines] == list(range(1, len(lines) + 1))
+    told = [line["sequence"] for line in lines]
+    assert told[told.index(ids[0]) :][: len(ids)] == ids, "the ledger has the order in which they were sent"
+    assert fallen in told
+
+
+def test_a_half_open_connection_is_silent_both_ways_and_never_ends_by_itself(
+    stage: Start, wait_until: WaitUntil
+) -> None:
+    s = stage("upbit", rate_hz=50, timing=Timing(status_s=0.05, idle_s=0.4))
+    client = served(s)
+    client.send("PING")
+    client.until(lambda f: f == {"status": "UP"})
+    s.simulator.fault("half_open", "upbit")
+    while not client.silent(0.2):
+        continue
+    client.socket.ping(b"x")
+    client.send(SUBSCRIBE["upbit"])
+    s.simulator.fault("disconnect", "upbit")
+    assert client.silent(0.6), "nobody answers, nobody cuts it"
+    other = served(s)
+    assert other.frame(), "another connection works"
+    assert s.simulator.connections("upbit") == 2
+    withheld = s.ledger(kind="message", fate="withheld", subscription="s1")
+    assert withheld and not s.ledger(kind="close")
+
+    client.socket.send_close()
+    assert client.silent(0.3), "not even a goodbye is answered"
+    client.socket.shutdown()
+    wait_until(lambda: s.simulator.connections("upbit") == 1)
+    assert s.ends() == ["the client gave up a half-open connection"]
+
+
+def test_a_poll_on_a_half_open_connection_is_never_answered(stage: Start, wait_until: WaitUntil) -> None:
+    s = stage("bithumb")
+    url = s.rest("bithumb", BOOK_PATHS["bithumb"])
+    with requests.Session() as session:
+        assert session.get(url, timeout=5).status_code == 200
+        s.simulator.fault("half_open", "bithumb", transport="rest")
+        with pytest.raises(requests.ReadTimeout):
+            session.get(url, timeout=0.4)
+        assert session.get(url, timeout=5).status_code == 200, "a new connection is answered"
+        wait_until(lambda: s.simulator.connections("bithumb") == 1)
+    assert s.ledger(kind="close")[0]["connection"] == "c1"
+
+
+def test_a_simulator_stops_in_spite_of_half_open_connections(stage: Start) -> None:
+    s = stage("upbit")
+    client = served(s)
+    s.simulator.fault("half_open", "upbit")
+    s.simulator.stop()
+    assert client.closed() == 1006
+
+
+def test_the_ledger_has_the_very_bytes_of_garbage(stage: Start) -> None:
+    s = stage("upbit", "bithumb", rate_hz=20)
+    client = served(s)
+    s.simulator.fault("garbage", "upbit", what="not_utf8")
+    frame = client.raw()[1]
+    while frame.isascii():
+        frame = client.raw()[1]
+    s.simulator.fault("garbage", "bithumb", what="truncated")
+    answer = requests.get(s.rest("bithumb", BOOK_PATHS["bithumb"]), timeout=5).content
+    lines = s.ledger(kind="message", what="garbage")
+    assert [base64.b64decode(line["frame"]) for line in lines] == [frame, answer]
 
 
 def test_swallow_drops_one_message_and_writes_it_down(stage: Start) -> None:
