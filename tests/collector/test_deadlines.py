@@ -19,10 +19,14 @@ def test_what_is_over_in_time_hears_nothing() -> None:
 def test_the_nearest_comes_first_whoever_came_first() -> None:
     called: list[str] = []
     both = threading.Event()
+
+    def later() -> None:
+        called.append("later")
+        both.set()
+
     deadlines = Deadlines()
-    with deadlines.within(0.1, lambda: (called.append("later"), both.set())):
-        with deadlines.within(0.02, lambda: called.append("sooner")):
-            assert both.wait(10)
+    with deadlines.within(0.1, later), deadlines.within(0.02, lambda: called.append("sooner")):
+        assert both.wait(10)
     assert called == ["sooner", "later"]
 
 
