@@ -9,7 +9,7 @@ DEMO_SECONDS ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test lint format bench fuzz requirements schema .venv
+.PHONY: help run demo test lint format bench faults fuzz requirements schema .venv
 
 help: ## Say what can be done here
 	@awk -F ':.*## ' '/^[.a-z]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ format: .venv ## Put the code into the form that lint asks for
 
 bench: .venv ## Measure speed, as ratios
 	@$(BIN)/python -m bench $(ARGS)
+
+faults: .venv ## Cut power and connections, fill and break disks, kill threads, set clocks: for an hour and more
+	@COLLECTOR_FAULTS=nightly $(BIN)/python -m pytest --timeout=7200 tests/faults $(ARGS)
 
 fuzz: .venv ## Look for messages and settings that it can't cope with, by the million
 	@$(BIN)/python -m tests.fuzz $(ARGS)

@@ -221,6 +221,20 @@ int ftruncate64(int fd, off64_t length) {
 
 int ftruncate(int fd, off_t length) { return ftruncate64(fd, length); }
 
+int truncate64(const char *path, off64_t length) {
+    if (is_ours(path) && fails(TRUNCATE))
+        return -1;
+    pthread_mutex_lock(&order);
+    struct stat found;
+    int failed = syscall(SYS_truncate, path, length);
+    if (!failed && is_ours(path) && !stat(path, &found))
+        note('T', found.st_ino, length, NULL, NULL, 0);
+    pthread_mutex_unlock(&order);
+    return failed;
+}
+
+int truncate(const char *path, off_t length) { return truncate64(path, length); }
+
 int unlink(const char *path) {
     if (is_ours(path) && fails(UNLINK))
         return -1;

@@ -172,22 +172,24 @@ class PowerCuts:
             case _:
                 self._files[number].pending.append(change)
 
-    def cut(self, folder: Path) -> None:
-        """Write into an empty folder what the disk may hold if the power goes now."""
+    def cut(self, root: Path, folder: Path) -> None:
+        """Write into an empty folder what the disk may hold, below `root`, if the power goes now."""
         names = dict(self._sure)
         for entry in self._renamed[: self._random.randint(0, len(self._renamed))]:
             _rename(names, entry)
-        for path, key in names.items():
-            file = self._files[key]
+        for path, number in names.items():
+            file = self._files[number]
             content = bytearray(file.content)
             fate = self._random.choice(("lost", "kept", "first ones", "any"))
             there = self._random.randint(0, len(file.pending)) if fate == "first ones" else len(file.pending)
-            for number, change in enumerate(file.pending):
-                if fate == "lost" or number > there or (fate == "any" and self._random.random() < 0.5):
+            for at, change in enumerate(file.pending):
+                if fate == "lost" or at > there or (fate == "any" and self._random.random() < 0.5):
                     continue
-                torn = number == there or (fate == "any" and self._random.random() < 0.2)
+                torn = at == there or (fate == "any" and self._random.random() < 0.2)
                 _apply(content, change, self._random.randint(0, len(change.data)) if torn else None)
-            (folder / Path(path).name).write_bytes(content)
+            copy = folder / Path(path).relative_to(root)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(content)
 
 
 def _rename(names: dict[str, int], change: Change) -> None:

@@ -19,21 +19,22 @@ import pytest
 from tests.conftest import ROOT
 from tests.faults.disk import Change, Orders, PowerCuts, read_trace
 from tests.faults.dose import dose
-from tests.faults.work import check, goes_on, read_back
+from tests.faults.work import bring_home, check, goes_on, read_back
 
-CUTS = dose(500, 10_000)
-BATCHES = dose(25, 100)  # of each of three runs
+CUTS = dose(300, 10_000)
+BATCHES = dose(20, 100)  # of each of three runs
 Preload = Callable[[str], Path]
+Look = Callable[[Path, dict[int, int], bool], str]
 
 
-def record(preload: Preload, tmp_path: Path, synchronous: str) -> list[Change]:
-    """Do the work; return what it did to the disk."""
+def record(preload: Preload, tmp_path: Path, *work: str) -> list[Change]:
+    """Do some work of `tests.faults.work`; return what it did to the disk."""
     folder = tmp_path / "work"
     folder.mkdir()
     with Orders(tmp_path / "orders") as orders:
         environment = orders.environment(preload("disk"), folder, tmp_path / "trace")
         subprocess.run(
-            [sys.executable, "-m", "tests.faults.work", "trace", str(folder / "db"), synchronous, str(BATCHES)],
+            [sys.executable, "-m", "tests.faults.work", work[0], str(folder / "db"), work[1], str(BATCHES)],
             cwd=ROOT,
             env={**os.environ, **environment},
             check=True,
@@ -42,8 +43,8 @@ def record(preload: Preload, tmp_path: Path, synchronous: str) -> list[Change]:
     return read_trace(tmp_path / "trace")
 
 
-def cut(changes: list[Change], tmp_path: Path, *, cuts: int, seed: int) -> Counter[str]:
-    """Cut the power at so many moments of the work; return what was wrong, and how often."""
+def cut(changes: list[Change], tmp_path: Path, look: Look, *, cuts: int, seed: int) -> Counter[str]:
+    """Cut the power at so many moments of the work; return what `look` found wrong, and how often."""
     wrong: Counter[str] = Counter()
     moments = Counter(random.Random(seed).choices(range(len(changes)), k=cuts))
     disk = PowerCuts(changes, seed=seed)
@@ -56,31 +57,45 @@ def cut(changes: list[Change], tmp_path: Path, *, cuts: int, seed: int) -> Count
         for again in range(moments[number]):
             folder = tmp_path / "after"
             folder.mkdir()
-            disk.cut(folder)
-            wrong[_look(folder / "db", acknowledged, thorough=(number + again) % 5 == 0)] += 1
+            disk.cut(tmp_path / "work", folder)
+            wrong[look(folder / "db", acknowledged, (number + again) % 5 == 0)] += 1
             shutil.rmtree(folder)
     del wrong[""]
     return wrong
 
 
-def _look(database: Path, acknowledged: dict[int, int], *, thorough: bool) -> str:
+def store(database: Path, acknowledged: dict[int, int], thorough: bool) -> str:
+    """Return what is wrong with a store; at times also with what a collector makes of it."""
     if not thorough:
         return check(database, acknowledged)
     return check(database, acknowledged) or goes_on(database) or read_back(database)
 
 
+def store_and_spool(database: Path, acknowledged: dict[int, int], thorough: bool) -> str:
+    """Return what is wrong when everything has been brought home."""
+    return bring_home(database) or store(database, acknowledged, thorough)
+
+
 def test_what_was_acknowledged_survives(preload: Preload, tmp_path: Path) -> None:
     """Mutation: `synchronous = NORMAL` in `SQLiteStore._connect`; the next test makes it."""
-    changes = record(preload, tmp_path, "FULL")
+    changes = record(preload, tmp_path, "trace", "FULL")
     assert Counter(change.kind for change in changes)["S"] > 3 * BATCHES, "a sync for every commit"
 
-    assert cut(changes, tmp_path, cuts=CUTS, seed=1) == {}
+    assert cut(changes, tmp_path, store, cuts=CUTS, seed=1) == {}
 
 
-def test_a_store_that_does_not_sync_every_commit_is_found_out(preload: Preload, tmp_path: Path) -> None:
-    changes = record(preload, tmp_path, "NORMAL")
+def test_what_the_spool_took_survives(preload: Preload, tmp_path: Path) -> None:
+    """Mutation: `fsync="never"`, which the next test makes, or `Spool.advance` before the commit in whoever drains."""
+    changes = record(preload, tmp_path, "spool", "batch")
 
-    wrong = cut(changes, tmp_path, cuts=60, seed=2)
+    assert cut(changes, tmp_path, store_and_spool, cuts=CUTS // 2, seed=3) == {}
+
+
+@pytest.mark.parametrize(("work", "look"), [(("trace", "NORMAL"), store), (("spool", "never"), store_and_spool)])
+def test_what_is_not_synced_is_found_out(work: tuple[str, str], look: Look, preload: Preload, tmp_path: Path) -> None:
+    changes = record(preload, tmp_path, *work)
+
+    wrong = cut(changes, tmp_path, look, cuts=60, seed=2)
 
     assert wrong
     assert [what for what in wrong if not what.startswith("lost")] == [], "lost, but never corrupt"
@@ -101,6 +116,6 @@ def test_a_disk_that_keeps_everything_or_only_what_is_synced(what: str, tmp_path
         folder.mkdir()
         disk = PowerCuts(changes, seed=seed)
         assert list(disk) == changes
-        disk.cut(folder)
+        disk.cut(tmp_path, folder)
         seen.add((folder / "f").read_bytes())
     assert seen == {text} if what == "S" else {b"", b"a", b"ab", text} == seen

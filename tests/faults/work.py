@@ -3,6 +3,9 @@
 `python -m tests.faults.work trace DATABASE SYNCHRONOUS`: three runs, one after another, that open, migrate, commit
 and delete; a line in the file `acknowledged` beside the database follows each commit.
 
+`python -m tests.faults.work spool DATABASE FSYNC BATCHES`: likewise, but the store is away half of the time, and the
+batches wait in the spool beside it.
+
 `python -m tests.faults.work fail FOLDER ORDERS ERROR once|ever KINDS FIRST EVERY`: opens, migrates, commits, deletes
 and closes again and again, each time in a fresh folder; the first time the disk fails at call number FIRST, then at a
 later one. A line each: the call, how many steps failed with it, and what was wrong in the end, nothing if all is well.
@@ -35,6 +38,7 @@ from collector.records import (
 )
 from storage.coverage import coverage
 from storage.reader import Reader
+from storage.spool import Fsync, Spool, Spooled
 from storage.sqlite import SCHEMA_VERSION, SQLiteStore
 from storage.store import Batch, Run
 from tests.faults.disk import FOR_GOOD, Orders
@@ -223,6 +227,55 @@ def trace(database: Path, synchronous: str, batches: int) -> None:
         store.release()
 
 
+def spool_of(database: Path, fsync: Fsync = "batch") -> Spool:
+    """Return the spool beside a database, open; its segments are small, so that many come and go."""
+    spool = Spool(database.with_name("db.spool"), limit_bytes=1 << 24, segment_bytes=1 << 13, fsync=fsync)
+    spool.open()
+    return spool
+
+
+def drain(spool: Spool, store: SQLiteStore) -> None:
+    """Bring what waits to the store, a batch at a time."""
+    while found := spool.peek(1):
+        if not isinstance(found[0], Spooled):
+            raise StorageError(f"a hole in the spool: {found[0]}")
+        store.write(found[0].batch, T0)
+        spool.advance(found[0].position)
+
+
+def trace_spool(database: Path, fsync: Fsync, batches: int) -> None:
+    """Let the store be away for half of the batches of three runs."""
+    acknowledged = (database.parent / "acknowledged").open("ab", buffering=0)
+    for run in (1, 2, 3):
+        store, spool = open_store(database), spool_of(database, fsync)
+        drain(spool, store)
+        for number in range(1, batches + 1):
+            away = number % 12 in range(4, 10)
+            if away or not spool.empty:
+                spool.append(batch(run, number))
+            else:
+                write(store, run, number)
+            acknowledged.write(b"%d %d\n" % (run, number))
+            if not away:
+                drain(spool, store)
+        spool.close()
+        store.release()
+
+
+def bring_home(database: Path) -> str:
+    """Open store and spool as they were found, bring what waits to the store; return what keeps that from working."""
+    try:
+        store, spool = open_store(database), spool_of(database)
+        try:
+            drain(spool, store)
+        finally:
+            spool.close()
+            store.release()
+    except StorageError as error:
+        return f"lost: {error}" if "hole" in str(error) else f"{type(error).__name__}: {error}"
+    return ""
+
+
 BATCHES = 4
 PATIENCE = 3  # failures that are borne before the disk is mended
 
@@ -296,6 +349,8 @@ def main() -> None:
     match sys.argv[1:]:
         case ["trace", database, synchronous, batches]:
             trace(Path(database), synchronous, int(batches))
+        case ["spool", database, ("batch" | "never") as fsync, batches]:
+            trace_spool(Path(database), fsync, int(batches))
         case ["fail", folder, control, error, how, kinds, first, every]:
             with Orders(Path(control)) as orders:
                 fail(
