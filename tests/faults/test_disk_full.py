@@ -79,23 +79,59 @@ def ends_well(daemon: Daemon, simulator: Simulator, ledger: Path) -> None:
     assert verdict.stored > 40
 
 
+@pytest.mark.parametrize("spool", ["beside it", "elsewhere"])
 def test_a_full_disk_under_the_database(
-    simulator: Simulator, small_disk: Path, tmp_path: Path, daemons: list[Daemon]
+    spool: str, simulator: Simulator, small_disk: Path, tmp_path: Path, daemons: list[Daemon]
 ) -> None:
-    """Mutation: let the writer forget its batch when a write fails (`self._batch = []` in `Writer._failed`)."""
-    daemon = Daemon(tmp_path, options(simulator), storage={"path": str(small_disk / "db")})
+    """Mutation: let the writer forget its batch when a write fails (`self._batch = None` before it is kept)."""
+    storage: dict[str, object] = {"path": str(small_disk / "db")}
+    if spool == "elsewhere":
+        storage["spool"] = {"path": str(tmp_path / "spool")}
+    daemon = Daemon(tmp_path, options(simulator), storage=storage)
     daemons.append(daemon)
     daemon.start()
     daemon.goes_on()
     for _ in range(CYCLES):
         with outage(daemon):
             ballast = fill(small_disk)
-
         ballast.unlink()
 
         daemon.goes_on(seconds=RESUMES_S)
     wait_until(lambda: daemon.logged("writing works again", CYCLES), 10, "a word of every end")
+    assert daemon.reasons() == [], "what memory or the spool held is no gap"
     ends_well(daemon, simulator, tmp_path / "ledger")
+
+
+def test_a_full_disk_under_the_spool(
+    simulator: Simulator, small_disk: Path, preload: Callable[[str], Path], tmp_path: Path, daemons: list[Daemon]
+) -> None:
+    """The database is away and the spool has no room: it waits in memory, and then in one of the two.
+
+    Mutation: let `Backlog.keep` count a batch that `Spool.append` refused.
+    """
+    disk = tmp_path / "other"
+    disk.mkdir()
+    storage = {"path": str(disk / "db"), "spool": {"path": str(small_disk / "spool")}}
+    daemon = Daemon(tmp_path, options(simulator), storage=storage)
+    daemons.append(daemon)
+    with Orders(tmp_path / "orders") as orders:
+        daemon.start(**orders.environment(preload("disk"), disk))
+        daemon.goes_on()
+        for first in dose(["spool"], ["spool", "database"] * CYCLES):
+            with outage(daemon):
+                ballast = fill(small_disk)
+                orders.fail(errno.EIO)
+            if first == "spool":
+                ballast.unlink()
+                wait_until(lambda: any((small_disk / "spool").glob("*.spool*")), RESUMES_S, "the spool takes it")
+                orders.heal()
+            else:
+                orders.heal()
+                ballast.unlink()
+
+            daemon.goes_on(seconds=RESUMES_S)
+        assert daemon.reasons() == [], "what memory or the spool held is no gap"
+        ends_well(daemon, simulator, tmp_path / "ledger")
 
 
 def test_a_full_disk_under_the_log_never_stops_data(
