@@ -22,13 +22,14 @@ from commands.demo import demo
 from commands.options import DbOption, LanguageOption, MarketOption
 from commands.reading import book, coverage, export
 from commands.screen import err
+from commands.selftest import app as selftest
 from commands.simulate import simulate
 from commands.spool import app as spool
 from commands.status import status
-from commands.upkeep import backup, check, markets
+from commands.upkeep import backup, check, markets, migrate
 from storage.database import is_url
 
-COMMANDS = (demo, check, markets, status, export, book, coverage, backup, simulate)  # as --help lists them
+COMMANDS = (demo, check, markets, status, export, book, coverage, backup, migrate, simulate)  # as --help lists them
 
 app = typer.Typer(
     help="Records what crypto exchanges say, exactly, with every gap accounted for.\n\n"
@@ -42,6 +43,7 @@ app = typer.Typer(
 for command in COMMANDS:
     app.command()(command)
 app.add_typer(spool, name="spool")
+app.add_typer(selftest, name="selftest")
 
 ConfigOption = Annotated[
     Path | None,

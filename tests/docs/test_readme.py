@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -226,29 +227,37 @@ def test_every_relative_link_leads_somewhere(file: str) -> None:
         assert (ROOT / file).parent.joinpath(target).exists(), f"{file}: {target}"
 
 
+def _commands(group: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yield every command with the words it is typed with, those of groups included."""
+    yield path, group
+    for name, command in getattr(group, "commands", {}).items():
+        yield from _commands(command, (*path, name))
+
+
 def _options() -> set[str]:
-    group: Any = typer.main.get_command(app)
-    return {
+    found = {
         option
-        for command in [group, *group.commands.values()]
+        for _, command in _commands(typer.main.get_command(app))
         for parameter in command.params
-        for option in parameter.opts
-    } | {"--help", "-h"}
+        for option in (*parameter.opts, *parameter.secondary_opts)
+    }
+    return found | {"--help", "-h"}
 
 
-@pytest.mark.parametrize("file", [*READMES, "docs/operating.md", "docs/adding-an-exchange.md"])
+@pytest.mark.parametrize("file", [*READMES, "docs/operating.md", "docs/adding-an-exchange.md", "docs/selftest.md"])
 def test_every_setting_flag_command_variable_and_endpoint_that_is_named_exists(file: str) -> None:
     text = (ROOT / file).read_text(encoding="utf-8")
-    group: Any = typer.main.get_command(app)
+    known = dict(_commands(typer.main.get_command(app)))
     options = _options()
     for line in re.findall(r"run_controller\.py([^\n`]*)", text):
         words = line.split("#")[0].split()
         for word in words:
             if re.fullmatch(r"--?[a-z][a-z-]*", word):
                 assert word in options, f"{file}: {word}"
-        command = next((word for word in words if not word.startswith("-") and word.isalpha() and word.islower()), None)
-        if command is not None and words[0] == command:
-            assert command in group.commands, f"{file}: {command}"
+        typed = tuple(takewhile(lambda word: word.isalpha() and word.islower(), words))
+        if typed:
+            assert typed[:1] in known, f"{file}: {typed[0]}"
+            assert not hasattr(known[typed[:1]], "commands") or typed[:2] in known, f"{file}: {' '.join(typed)}"
     for option in re.findall(r"`(--[a-z-]+)", text):
         assert option in options, f"{file}: {option}"
     schema = Settings.model_json_schema()
@@ -274,10 +283,12 @@ def test_every_setting_flag_command_variable_and_endpoint_that_is_named_exists(f
 
 
 def test_every_command_and_every_exchange_is_told() -> None:
-    group: Any = typer.main.get_command(app)
+    known = dict(_commands(typer.main.get_command(app)))
     for file in READMES:
         text = (ROOT / file).read_text(encoding="utf-8")
-        for command in group.commands:
-            assert f"{command} " in text or f"`{command}`" in text, f"{file}: {command}"
+        for words, command in known.items():
+            typed = " ".join(words)
+            if not hasattr(command, "commands"):
+                assert f"{typed} " in text or f"{typed}\n" in text or f"`{typed}`" in text, f"{file}: {typed}"
         for exchange in ("Upbit", "Bithumb", "Coinone", "Korbit", "GOPAX"):
             assert exchange in text
