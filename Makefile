@@ -37,7 +37,7 @@ bench: .venv ## Measure speed, as ratios
 	@$(BIN)/python -m bench $(ARGS)
 
 faults: .venv ## Cut power and connections, fill and break disks, kill threads, set clocks: for an hour and more
-	@COLLECTOR_FAULTS=nightly $(BIN)/python -m pytest --timeout=7200 tests/faults $(ARGS)
+	@COLLECTOR_FAULTS=nightly $(BIN)/python -m pytest --timeout=7200 tests/faults tests/e2e/test_chaos.py $(ARGS)
 
 fuzz: .venv ## Look for messages and settings that it can't cope with, by the million
 	@$(BIN)/python -m tests.fuzz $(ARGS)
