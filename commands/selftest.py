@@ -16,6 +16,7 @@ from commands.screen import err, out
 
 if TYPE_CHECKING:
     from commands.chaos.run import Outcome
+    from commands.chaos.stores import Subject
 
 app = typer.Typer(help="Try the collector on this machine, with nothing but itself.", no_args_is_help=True)
 
@@ -51,7 +52,6 @@ def chaos(
 
     Exit status 0: nothing is missing, wrong or corrupt.
     """
-    from commands.chaos.run import Chaos
     from commands.chaos.schedule import KINDS
     from commands.chaos.stores import subject
 
@@ -68,30 +68,43 @@ def chaos(
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    outcome: Outcome | None = None
+    kept = True
     try:
-        with _progress(seconds) as progress:
-            task = progress.add_task("chaos", total=seconds)
-            with Chaos(
-                folder, database, seed=seed, seconds=seconds, kills=kills, kinds=chosen,
-                say=lambda text: progress.console.print(text, highlight=False, markup=False),
-                progress=lambda done: progress.update(task, completed=done),
-            ) as run:  # fmt: skip
-                if verbose:
-                    for act in run.acts:
-                        out.print(str(act), highlight=False, markup=False)
-                outcome = run.run()
+        outcome = _run(folder, database, seed, seconds, kills, chosen, verbose)
+        kept = keep is not None or not outcome.good
+    except KeyboardInterrupt:
+        kept = keep is not None
+        raise
+    except Exception:
+        err.print(f"The run itself failed; what there is of it is in {folder}.", markup=False)
+        raise
     finally:
-        kept = keep is not None or outcome is None or not outcome.good
         database.close(keep=kept)
         if not kept:
             shutil.rmtree(folder, ignore_errors=True)
     _show(outcome)
-    if keep is not None or not outcome.good:
+    if kept:
         err.print(f"Configuration, logs, ledger and database are in {folder} ({database.shown}).", markup=False)
     if not outcome.good:
         err.print(f"The same again:  {_again(seed, seconds, kills, store, only)}", markup=False)
         raise typer.Exit(1)
+
+
+def _run(
+    folder: Path, database: "Subject", seed: int, seconds: float, kills: int, kinds: Sequence[str], verbose: bool
+) -> "Outcome":
+    from commands.chaos.run import Chaos
+
+    with _progress() as progress:
+        task = progress.add_task("chaos", total=seconds)
+        with Chaos(
+            folder, database, seed=seed, seconds=seconds, kills=kills, kinds=kinds,
+            say=lambda text: progress.console.print(text, highlight=False, markup=False),
+            progress=lambda done: progress.update(task, completed=done),
+        ) as run:  # fmt: skip
+            for act in run.acts if verbose else ():
+                out.print(str(act), highlight=False, markup=False, soft_wrap=True)
+            return run.run()
 
 
 def _chosen(only: Sequence[str] | None, known: Sequence[str]) -> tuple[str, ...]:
@@ -111,7 +124,7 @@ def _folder(keep: Path | None) -> Path:
     return keep.resolve()
 
 
-def _progress(seconds: float) -> Progress:
+def _progress() -> Progress:
     return Progress(
         TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:.0f} of {task.total:.0f} s"),
         TimeElapsedColumn(), console=err, transient=True, disable=not err.is_terminal,
