@@ -4,39 +4,30 @@ Once something waits, everything goes behind it, so order is strict, coverage ma
 and number, which the store commits with it: what is drained twice is there once, whichever process drains it.
 
 Where the spool lost something (dropped to make room, or damaged), the epochs it was part of end in the store where
-their coverage got to, and what still comes of them is left out: rows can't be used across a hole. The feeds of this run
+their coverage got to, in the transaction of the next batch; what still comes of them is left out. The feeds of this run
 are told to open new ones.
 """
 
 from collections import Counter
 from collections.abc import Callable
 
-from msgspec.structs import replace
-
 from collector.clock import Clock
 from collector.errors import StorageFull
 from collector.intake import Intake
 from collector.log import Log
 from collector.metrics import Metrics
-from collector.records import (
-    BookRow,
-    CoverageMark,
-    Delivery,
-    EpochEnded,
-    EpochOpened,
-    EpochVerdict,
-    Record,
-    RecordsLost,
-)
-from storage.spool import Hole, Spool, Spooled
+from collector.records import Delivery, RecordsLost
+from storage.sieve import Sieve
+from storage.spool import Hole, Spool, Spooled, Tally
 from storage.spool_reader import DROPPED
 from storage.store import Batch, Run, Store
 
-MERGED_BATCHES = 64  # brought to the store at once, when it is sure that it has none of them yet
+READ_BATCHES = 64
+NO_SPACE, DAMAGED = "no_space", "damaged"  # why records are missing
 
 
 class Backlog:
-    """The spool between the writer and the store; for the writer's thread.
+    """The way of batches to the store, through the spool or past it; for the writer's thread.
 
     `batches` and `bytes` are how many wait and what they take on disk; any thread may read them, and `age_s`.
     `drop_oldest`: a full spool makes room at its old end, instead of refusing what is new. `dropped` is called with
@@ -60,11 +51,15 @@ class Backlog:
         self._spool, self._store, self._run = spool, store, run
         self._intake, self._clock, self._log, self._metrics = intake, clock, log, metrics
         self._drop_oldest, self._batch_records, self._dropped = drop_oldest, batch_records, dropped
-        self._merge = False
-        self._sieve: Sieve | None = None
-        self._lost: str | None = None  # why something is missing before the next batch
-        self._frames: Counter[str] = Counter()  # of this run, by exchange
+        self._new = False  # the store had nothing of the last batch, so it has nothing of those behind it either
+        self._first = 0  # number of this run's first batch that was kept here; 0: none was
+        self._sieved = ""  # the run whose records are looked at one by one, since some of its epochs are not whole
+        self._sieve = Sieve()
+        self._lost = ""  # why something is missing before the next batch
         self._told = 0  # the hole that was spoken of last
+        self._passed: int | None = None  # a hole that nothing came behind yet
+        self._frames: Counter[str] = Counter()  # of this run, by exchange, that wait here
+        self._earlier = Counter(_frames(spool.waiting))  # of earlier runs
         metrics.watch_spool(
             batches=lambda: self.batches, size=lambda: self.bytes, age_s=lambda: self.age_s, limit=spool.limit_bytes
         )
@@ -73,7 +68,7 @@ class Backlog:
     @property
     def empty(self) -> bool:
         """Whether nothing waits."""
-        return self._spool.empty
+        return self._spool.empty or self._passed is not None
 
     @property
     def age_s(self) -> float:
@@ -96,6 +91,8 @@ class Backlog:
             except StorageFull:
                 if not (self._drop_oldest and self._make_room()):
                     raise
+        self._first = self._first or batch.number
+        self._passed = None
         for delivery in batch.deliveries:
             self._frames[delivery.exchange] += delivery.frames + delivery.rejected
         self._show()
@@ -104,112 +101,147 @@ class Backlog:
         dropped = self._spool.drop_oldest()
         if dropped is None:
             return False
-        frames = {exchange: count.frames + count.rejected for exchange, count in dropped.lost.items()}
+        frames = _frames(dropped.lost)
         self._log.error("spool_dropped", batches=dropped.batches, bytes=dropped.size, frames=sum(frames.values()))
-        own: Counter[int] = Counter()
-        for (uid, epoch), rows in dropped.rows.items():
-            if uid == self._run.uid:
-                own[epoch] += rows
-        self._drop_frames(frames)
-        self._dropped(own)
-        self._intake.renew("no_space")
+        self._count_lost(frames)
+        self._dropped(Counter({epoch: rows for (uid, epoch), rows in dropped.rows.items() if uid == self._run.uid}))
+        self._intake.renew(NO_SPACE)
         return True
-
-    def _drop_frames(self, frames: dict[str, int]) -> None:
-        # What an earlier run kept here was received by that one, and is in its figures.
-        for exchange, count in frames.items():
-            own = min(count, self._frames[exchange])
-            self._frames[exchange] -= own
-            if exchange:
-                self._metrics.count_frames(exchange, dropped=own)
 
     # --- out --------------------------------------------------------------------------------------------------------
 
+    def write(self, batch: Batch) -> tuple[Batch, int]:
+        """Bring a batch to the store past the spool, when nothing waits there; returns and raises as `drain` does."""
+        written = self._bring(batch)
+        if self._passed is not None:
+            self._spool.advance(self._passed)
+            self._passed = None
+            self._show()
+        return written
+
     def drain(self) -> tuple[Batch, int] | None:
-        """Bring the oldest to the store in one commit; return them and how many of their records it had.
+        """Bring the oldest to the store in one commit; return what was written, and how many records it had already.
 
         None where nothing but the mark of a loss was waiting. Raises `StorageError` where the store or the disk
         refuses; everything stays then.
         """
-        try:
-            return self._drain()
-        except BaseException:
-            self._merge = False  # the store may have committed: the next batch tells
-            raise
-
-    def _drain(self) -> tuple[Batch, int] | None:
         found = self._next()
         if not found:
             return None
         run, last = found[0].batch.run, found[-1]
         deliveries = tuple(delivery for spooled in found for delivery in spooled.batch.deliveries)
-        own = run.uid == self._run.uid
-        frames: Counter[str] = Counter()
-        for delivery in deliveries:
-            frames[delivery.exchange] += delivery.frames + delivery.rejected
-        sieve = self._sieve_for(run)
-        if sieve is not None:
-            deliveries = tuple(sieve.let_through(delivery) for delivery in deliveries)
-        if self._lost is not None:
-            deliveries = (Delivery("", 0, (RecordsLost(self._lost),), 0), *deliveries)
-        batch = Batch(run, last.batch.number, deliveries)
-        there = self._store.write(batch, self._clock.wall_us())
-        self._merge = there < sum(len(delivery.records) for delivery in deliveries)
-        # Only now: what a failed attempt found out does not count, the next one finds it again.
-        self._lost, self._sieve = None, sieve
+        written, there = self._bring(Batch(run, last.batch.number, deliveries))
+        self._new = there < sum(len(delivery.records) for delivery in written.deliveries)
         self._spool.advance(last.position)
-        if own:
-            self._frames.subtract(frames)
-            if sieve is not None:
-                self._dropped(sieve.rows)
-                for exchange, count in sieve.frames.items():
-                    self._metrics.count_frames(exchange, dropped=count)
+        waited = self._frames if run.uid == self._run.uid else self._earlier
+        for delivery in deliveries:
+            waited[delivery.exchange] -= delivery.frames + delivery.rejected
+        if self._spool.empty:
+            self._settle()
         self._show()
-        return batch, there
+        return written, there
 
     def _next(self) -> list[Spooled]:
         found: list[Spooled] = []
         records = 0
-        passed: int | None = None
-        for item in self._spool.peek(MERGED_BATCHES if self._merge else 2):
+        items = self._spool.peek(READ_BATCHES)
+        for item in items:
             if isinstance(item, Hole):
                 if found:
                     break
                 self._hole(item)
-                passed = item.position
                 continue
             size = sum(len(delivery.records) for delivery in item.batch.deliveries)
+            # Batches go together only where the store is sure to have none of them: it knows them by their numbers.
             if found and (
-                not self._merge or item.batch.run.uid != found[0].batch.run.uid or records + size > self._batch_records
+                not self._new or item.batch.run.uid != found[0].batch.run.uid or records + size > self._batch_records
             ):
                 break
             found.append(item)
             records += size
-        if not found and passed is not None:
-            self._spool.advance(passed)
+        if items and not found:
+            self._passed = items[-1].position  # it stays until something can be written that tells of it
+            self._settle()
+            self._show()
         return found
 
+    def _bring(self, batch: Batch) -> tuple[Batch, int]:
+        own = batch.run.uid == self._run.uid
+        sieve = None
+        if self._sieved == batch.run.uid:
+            sieve = self._sieve.after()
+        elif not own:  # nobody remembers what of it is whole
+            sieve = Sieve(self._store.open_epochs(batch.run))
+        elif self._lost:
+            sieve = Sieve()
+        deliveries = batch.deliveries
+        if sieve is not None:
+            if self._lost:
+                sieve.lose()
+            deliveries = sieve.sift(deliveries)
+        if self._lost:
+            deliveries = (Delivery("", 0, (RecordsLost(self._lost),), 0), *deliveries)
+        batch = Batch(batch.run, batch.number, deliveries)
+        try:
+            there = self._store.write(batch, self._clock.wall_us())
+        except BaseException:
+            self._new = False  # it may have been committed: the next attempt tells
+            raise
+        self._lost = ""
+        if sieve is not None:
+            self._sieved, self._sieve = batch.run.uid, sieve
+            if own:
+                self._count_left_out(sieve)
+        return batch, there
+
+    # --- what is lost -----------------------------------------------------------------------------------------------
+
     def _hole(self, hole: Hole) -> None:
-        self._merge = False
+        self._new = False
         if hole.position <= self._told:
             return  # by an attempt that failed
         self._told = hole.position
-        self._lost = "no_space" if hole.reason == DROPPED else "damaged"
+        ours = self._concerns_us(hole)
+        if ours or (hole.after is not None and hole.after.run_uid != self._run.uid):
+            self._lost = NO_SPACE if hole.reason == DROPPED else DAMAGED
+        # else nothing comes any more of the run it was part of, whose coverage ends where it got to
         if hole.reason == DROPPED:
-            return  # told when it was dropped
+            return  # the rest was done when it was dropped
         self._log.error("spool_damaged", segment=hole.segment, offset=hole.offset, batches=hole.batches)
-        self._drop_frames({exchange: count.frames + count.rejected for exchange, count in hole.lost.items()})
-        self._intake.renew("damaged")
+        self._count_lost(_frames(hole.lost))
+        if ours:
+            self._intake.renew(DAMAGED)
 
-    def _sieve_for(self, run: Run) -> "Sieve | None":
-        if self._lost is not None:
-            return Sieve(run, set())
-        if self._sieve is not None and self._sieve.run.uid == run.uid:
-            return Sieve(run, set(self._sieve.open))
-        if run.uid == self._run.uid:
-            return None  # nothing of it is broken
-        # Of an earlier run nobody remembers what of it was.
-        return Sieve(run, set(self._store.open_epochs(run)))
+    def _concerns_us(self, hole: Hole) -> bool:
+        # Batches stand in order: those of earlier runs, then ours.
+        if not self._first:
+            return False
+        return hole.after is None or (hole.after.run_uid == self._run.uid and hole.after.number > self._first)
+
+    def _count_lost(self, frames: dict[str, int]) -> None:
+        # What an earlier run kept here was received by that one, and is in its figures. Where it is not sure whose
+        # frames they were, ours are counted when nothing waits any more.
+        for exchange, count in frames.items():
+            earlier = min(count, max(0, self._earlier[exchange]))
+            self._earlier[exchange] -= earlier
+            self._drop_frames(exchange, min(count - earlier, self._frames[exchange]))
+
+    def _settle(self) -> None:
+        for exchange, count in self._frames.items():
+            self._drop_frames(exchange, count)
+        self._earlier.clear()
+
+    def _drop_frames(self, exchange: str, count: int) -> None:
+        self._frames[exchange] -= count
+        if exchange and count:
+            self._metrics.count_frames(exchange, dropped=count)
+
+    def _count_left_out(self, sieve: Sieve) -> None:
+        for exchange, count in sieve.frames.items():
+            if exchange and count:
+                self._metrics.count_frames(exchange, dropped=count)
+        if sieve.rows:
+            self._dropped(sieve.rows)
 
     def _show(self) -> None:
         # For other threads: the spool itself is the writer's alone.
@@ -219,32 +251,5 @@ class Backlog:
                 self._metrics.spool_frames.labels(exchange).set(frames)
 
 
-class Sieve:
-    """Lets through what belongs to epochs that are whole; `rows` (by epoch) and `frames` count what it holds back."""
-
-    def __init__(self, run: Run, open_: set[int]) -> None:
-        self.run, self.open = run, open_
-        self.rows: Counter[int] = Counter()
-        self.frames: Counter[str] = Counter()
-
-    def let_through(self, delivery: Delivery) -> Delivery:
-        """Return the delivery without what is of no use; its frames go with the last of its rows."""
-        records = tuple(record for record in delivery.records if self._is_of_use(record))
-        if len(records) == len(delivery.records):
-            return delivery
-        lost = 0 if any(type(record) is BookRow for record in records) else delivery.frames
-        if lost:
-            self.frames[delivery.exchange] += lost
-        return replace(delivery, records=records, frames=delivery.frames - lost)
-
-    def _is_of_use(self, record: Record) -> bool:
-        match record:
-            case EpochOpened():
-                self.open.add(record.epoch)
-            case BookRow() | CoverageMark() | EpochVerdict() | EpochEnded() if record.epoch not in self.open:
-                if type(record) is BookRow:
-                    self.rows[record.epoch] += 1
-                return False
-            case EpochEnded():
-                self.open.discard(record.epoch)
-        return True
+def _frames(lost: Tally) -> dict[str, int]:
+    return {exchange: count.frames + count.rejected for exchange, count in lost.items()}

@@ -103,7 +103,7 @@ class SQLiteStore:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._take_lock()
-            self._session()
+            self._begin_session()
         except OSError as error:
             self.release()
             raise StorageError(
@@ -119,17 +119,24 @@ class SQLiteStore:
             raise
 
     def _session(self) -> sqlite3.Connection:
-        if self._db is None:
-            if self._lock is None:
-                raise StorageError(f"{self.path} is not open")
-            db = self._connect()
-            try:
-                self._migrate(db)
-            except BaseException:
-                db.close()
-                raise
-            self._db, self._file = db, _identity(self.path)
-        return self._db
+        if self._db is not None:
+            return self._db
+        if self._lock is None:
+            raise StorageError(f"{self.path} is not open")
+        try:
+            return self._begin_session()
+        except sqlite3.Error as error:
+            raise _translate(error, self.path) from None
+
+    def _begin_session(self) -> sqlite3.Connection:
+        db = self._connect()
+        try:
+            self._migrate(db)
+        except BaseException:
+            db.close()
+            raise
+        self._db, self._file = db, _identity(self.path)
+        return db
 
     def _check_before_anything_is_written(self) -> None:
         try:
@@ -283,7 +290,21 @@ class SQLiteStore:
             "ON CONFLICT DO NOTHING",
             (epoch, opened.opened_us, opened.opened_us, opened.opened_us),
         )
+        if not inserted.rowcount:
+            self._require_own(db, opened.epoch)
         return inserted.rowcount > 0
+
+    def _require_own(self, db: sqlite3.Connection, number: int) -> None:
+        # Epochs of a run have the ids behind its base as long as no later run has begun.
+        owner, uid = db.execute(
+            "SELECT epoch.run, mine.uid FROM epoch, run AS mine WHERE epoch.id = ? AND mine.id = ?",
+            (self._epoch_base + number, self._run),
+        ).fetchone()
+        if owner != self._run:
+            raise StorageCorrupt(
+                f"{self.path}: batches of run {uid} come out of a spool after those of a later run, and their epoch "
+                f"{number} would be mixed with another; stop the collector and move that spool's files away"
+            )
 
     def _feed(self, db: sqlite3.Connection, exchange: str, market: str, channel: str) -> int:
         known = self._feeds.get((exchange, market, channel))
@@ -347,7 +368,10 @@ class SQLiteStore:
     def size_bytes(self) -> int:
         """Return the bytes of all pages, those that still stand in the log included; for the writer's thread."""
         db = self._session()
-        (pages,), (size,) = db.execute("PRAGMA page_count").fetchone(), db.execute("PRAGMA page_size").fetchone()
+        try:
+            (pages,), (size,) = db.execute("PRAGMA page_count").fetchone(), db.execute("PRAGMA page_size").fetchone()
+        except sqlite3.Error as error:
+            raise _translate(error, self.path) from None
         return int(pages) * int(size)
 
     def close_run(self, run: Run, now_us: int) -> None:

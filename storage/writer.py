@@ -21,6 +21,8 @@ from storage.spool import Spool
 from storage.store import Batch, Run, Store
 
 DRAIN_US = 250_000  # then the intake gets its turn
+PAUSE_AT_STOP_US = 200_000  # the supervisor's patience decides how often the store is tried then, not a long wait
+EPOCHS_MAX = 10_000  # whose feed is remembered: the end of an epoch may be among what is lost
 DRAIN_AT_STOP_US = 3_000_000  # what is left by then waits for the next start
 
 
@@ -82,23 +84,17 @@ class Writer(Worker):
 
     def run_once(self) -> None:
         """Write until `stop` was called and everything is in the store or in the spool."""
-        busy = False
-        if self.backlog is not None and not self.backlog.empty:
+        if self.backlog is not None and not self.backlog.empty and not self._number:
             self.log.warning("spool_left", batches=self.backlog.batches, bytes=self.backlog.bytes)
-        while True:
+        busy = False
+        while not self._is_done():
             if self._batch is None:
                 if not self.stopping.is_set():
                     self.intake.wait(0 if busy else self._batch_s)
                 self._take()
             if self._batch is not None:
                 self._put_away(self._batch)
-            elif self.stopping.is_set() and self.intake.empty and not self._drains_before_it_ends():
-                return
-            busy = self._drain()
-            # Maintenance goes in between as long as the writer keeps up.
-            keeps_up = not (busy or self.failing or self._batch) and self.intake.held[0] < self._batch_records
-            if self._housekeeping is not None and keeps_up and not self.stopping.is_set():
-                busy = self._housekeeping()
+            busy = self._drain() or self._keep_house()
             self.beat()
 
     def finish(self) -> bool:
@@ -106,8 +102,10 @@ class Writer(Worker):
 
         Returns whether everything is in the store. Raises `StorageError` where the run's end can't be written.
         """
-        self._take(all_of_it=True)
+        if self._batch is None:
+            self._take(all_of_it=True)
         if self._batch is not None:
+            self._retry_us = 0
             self._put_away(self._batch)
         if self._batch is not None or not self._up_to_date():
             return False
@@ -124,26 +122,55 @@ class Writer(Worker):
             for record in delivery.records:
                 if type(record) is EpochOpened:
                     self._feeds[record.epoch] = Feed(record.exchange.lower(), record.market, record.channel)
+                    if len(self._feeds) > EPOCHS_MAX:
+                        del self._feeds[min(self._feeds)]
+
+    def _is_done(self) -> bool:
+        if self._batch is not None or not (self.stopping.is_set() and self.intake.empty):
+            return False
+        # What waits in the spool is brought to the store for some time yet, if that takes it.
+        now_us = self.clock.monotonic_us()
+        self._stop_us = self._stop_us or now_us + DRAIN_AT_STOP_US
+        return self._up_to_date() or bool(self.failing) or now_us >= self._stop_us
+
+    def _keep_house(self) -> bool:
+        # Between batches, as long as the writer keeps up.
+        keeps_up = not (self.failing or self._batch or self._wait_s()) and self.intake.held[0] < self._batch_records
+        if self._housekeeping is None or not keeps_up or self.stopping.is_set():
+            return False
+        try:
+            return self._housekeeping()
+        except StorageError as error:
+            self.log.error("housekeeping_failed", error=error)
+            self._retry_us = self.clock.monotonic_us() + int(self.backoff.next_s() * 1e6)
+            return False
 
     # --- where a batch goes -----------------------------------------------------------------------------------------
 
     def _put_away(self, batch: Batch) -> None:
-        if self._up_to_date():
-            if self.clock.monotonic_us() < self._retry_us and self.backlog is None:
+        if self.backlog is None:
+            if self._wait_s():
                 self._pause()
-                return
-            began_us = self.clock.monotonic_us()
-            try:
-                there = self.store.write(batch, self.clock.wall_us())
-            except Exception as error:  # the batch stays in hand whatever it was, nothing may overtake it
-                self._failed(error)
-            else:
-                self._batch = None
-                self.intake.done(batch.deliveries)
-                self._committed(batch, there, began_us)
-                return
-        if self.backlog is not None:
+            self._write(batch)
+            return
+        if self.backlog.empty:
+            self._write(batch)
+        if self._batch is not None:
             self._keep(self.backlog, batch)
+
+    def _write(self, batch: Batch) -> None:
+        began_us = self.clock.monotonic_us()
+        try:
+            if self.backlog is None:
+                written, there = batch, self.store.write(batch, self.clock.wall_us())
+            else:
+                written, there = self.backlog.write(batch)
+        except Exception as error:  # the batch stays in hand whatever it was, nothing may overtake it
+            self._failed(error)
+            return
+        self._batch = None
+        self.intake.done(batch.deliveries)
+        self._committed(written, there, began_us)
 
     def _keep(self, backlog: Backlog, batch: Batch) -> None:
         first = backlog.empty
@@ -153,7 +180,7 @@ class Writer(Worker):
             self._tell(error)
             records, size = self.intake.held
             self.log.error("spool_failed", error=error, held_records=records, held_bytes=size)
-            if self._up_to_date() or self.clock.monotonic_us() < self._retry_us:
+            if self._wait_s():  # else the store is asked at once to make room
                 self._pause()
             return
         self._batch = None
@@ -166,12 +193,10 @@ class Writer(Worker):
         backlog = self.backlog
         if backlog is None or backlog.empty:
             return False
+        self._sync(backlog)
         until_us = self.clock.monotonic_us() + DRAIN_US
-        while not self._up_to_date():
+        while not self._wait_s():
             began_us = self.clock.monotonic_us()
-            if began_us < self._retry_us:
-                self._sync(backlog)
-                return False
             if began_us > until_us:
                 return True
             try:
@@ -181,8 +206,10 @@ class Writer(Worker):
                 return False
             if written is not None:
                 self._committed(*written, began_us)
+            if self._up_to_date():
+                self.log.info("spool_drained")
+                return False
             self.beat()
-        self.log.info("spool_drained")
         return False
 
     def _sync(self, backlog: Backlog) -> None:
@@ -194,10 +221,19 @@ class Writer(Worker):
     def _up_to_date(self) -> bool:
         return self.backlog is None or self.backlog.empty
 
-    def _drains_before_it_ends(self) -> bool:
+    def _wait_s(self) -> float:
+        # How long the store is left alone yet.
         now_us = self.clock.monotonic_us()
-        self._stop_us = self._stop_us or now_us + DRAIN_AT_STOP_US
-        return not self._up_to_date() and not self.failing and now_us < self._stop_us
+        if self.stopping.is_set():
+            self._retry_us = min(self._retry_us, now_us + PAUSE_AT_STOP_US)
+        return max(0, self._retry_us - now_us) / 1e6
+
+    def _pause(self) -> None:
+        # `stop` cuts it short; after that it is a plain wait.
+        if self.stopping.is_set():
+            self.intake.wait(self._wait_s())
+        else:
+            self.stopping.wait(self._wait_s())
 
     # --- what became of it ------------------------------------------------------------------------------------------
 
@@ -223,9 +259,6 @@ class Writer(Worker):
         self.failing = str(error) or repr(error)
         self.backoff.began()  # however long the attempt took: only a commit makes the delays short again
         delay_s = self.backoff.next_s()
-        if self.stopping.is_set():
-            # Asked to end: the supervisor's patience decides how often this is tried, not a long wait.
-            delay_s = min(delay_s, 0.2)
         self._retry_us = self.clock.monotonic_us() + int(delay_s * 1e6)
         records, size = self.intake.held
         self.log.error("writer_failed", error=error, held_records=records, held_bytes=size, after_s=round(delay_s, 1))
@@ -234,14 +267,6 @@ class Writer(Worker):
     def _tell(self, error: Exception) -> None:
         if not isinstance(error, StorageError):  # our bug
             self.log.exception("worker_failed", worker=self.name, error=repr(error))
-
-    def _pause(self) -> None:
-        # A wait that `stop` cuts short once; after that it is a plain wait.
-        seconds = max(0.0, (self._retry_us - self.clock.monotonic_us()) / 1e6) or self._batch_s
-        if self.stopping.is_set():
-            self.intake.wait(seconds)
-        else:
-            self.stopping.wait(seconds)
 
     def _count_dropped(self, rows: Counter[int]) -> None:
         for epoch, count in rows.items():

@@ -1,7 +1,7 @@
 """The writer commits in batches, keeps what the store does not take, says so, and frees nothing before it is stored."""
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,12 +14,16 @@ from collector.metrics import OUTCOMES, Metrics
 from collector.records import BookRow, CoverageMark, Delivery, EpochEnded, EpochOpened, Event, Record
 from collector.worker import Backoff
 from controllers.upbit import Upbit
+from storage.spool import Spool
 from storage.sqlite import SQLiteStore
+from storage.store import Run
 from storage.writer import Writer
 from tests.conftest import WaitUntil
 from tests.fakes import FakeClock, HeardLog, make_setup
+from tests.storage.memory import MemoryStore
 
 SIZE = 100
+RUN = Run("run 1", "here", "1.2.3", 0)
 
 
 def delivery(
@@ -33,35 +37,6 @@ def delivery(
 ) -> Delivery:
     events = (Event(0, "INFO", "TEST", text),) * records
     return Delivery(exchange, frames, events + more, SIZE, rejected, received_us)
-
-
-class MemoryStore:
-    """Takes batches, after failing as often as it is told to."""
-
-    def __init__(self, *errors: Exception) -> None:
-        self.errors = list(errors)
-        self.tries: list[list[str]] = []
-        self.committed: list[list[str]] = []
-        self.times: list[int] = []
-        self.hangs: threading.Event | None = None
-        self.entered = threading.Event()
-        self.during: Callable[[], object] = lambda: None
-
-    def write(self, deliveries: Sequence[Delivery], now_us: int) -> None:
-        texts = [record.text for one in deliveries for record in one.records if isinstance(record, Event)]
-        self.tries.append(texts)
-        self.entered.set()
-        self.during()
-        if self.hangs:
-            self.hangs.wait(30)
-        if self.errors:
-            raise self.errors.pop(0)
-        self.committed.append(texts)
-        self.times.append(now_us)
-
-    @property
-    def flat(self) -> list[str]:
-        return [text for batch in self.committed for text in batch]
 
 
 class NoWait(threading.Event):
@@ -88,6 +63,8 @@ class Desk:
         metrics: Metrics | None = None,
         batch_ms: int = 5,
         batch_records: int = 1000,
+        spool: Spool | None = None,
+        drop_oldest: bool = False,
         housekeeping: Callable[[], bool] | None = None,
     ) -> None:
         self.log = HeardLog()
@@ -96,11 +73,14 @@ class Desk:
         self.writer = Writer(
             store,
             self.intake,
+            RUN,
             clock=clock or FakeClock(),
             log=self.log,
             metrics=self.metrics,
             batch_ms=batch_ms,
             batch_records=batch_records,
+            spool=spool,
+            drop_oldest=drop_oldest,
             housekeeping=housekeeping,
         )
 
@@ -146,7 +126,7 @@ def test_a_batch_is_committed_when_enough_records_wait(start: Start, wait_until:
     desk.intake.put(delivery("c"))
 
     wait_until(lambda: store.committed)
-    assert store.committed == [["a", "b", "c"]]
+    assert store.texts == [["a", "b", "c"]]
 
 
 def test_a_batch_is_committed_when_its_time_is_over(start: Start, wait_until: WaitUntil) -> None:
@@ -154,7 +134,7 @@ def test_a_batch_is_committed_when_its_time_is_over(start: Start, wait_until: Wa
     desk = Desk(store, batch_ms=5, batch_records=1000)
     start(desk)
     desk.intake.put(delivery("alone"))
-    wait_until(lambda: store.committed == [["alone"]])
+    wait_until(lambda: store.texts == [["alone"]])
 
 
 def test_a_backlog_goes_in_batches_of_the_size_that_is_set() -> None:
@@ -165,7 +145,7 @@ def test_a_backlog_goes_in_batches_of_the_size_that_is_set() -> None:
 
     desk.drain()
 
-    assert [len(batch) for batch in store.committed] == [4, 4, 2]
+    assert [len(batch) for batch in store.texts] == [4, 4, 2]
     assert store.flat == [str(number) for number in range(10)]
 
 
@@ -176,7 +156,7 @@ def test_a_delivery_is_never_torn() -> None:
     desk.intake.put(delivery("b", records=3))
     desk.intake.put(delivery("c", records=9))
     desk.drain()
-    assert store.committed == [["a"] * 3, ["b"] * 3, ["c"] * 9]
+    assert store.texts == [["a"] * 3, ["b"] * 3, ["c"] * 9]
 
 
 def test_stop_ends_a_long_wait_and_drains(start: Start, wait_until: WaitUntil) -> None:
@@ -208,7 +188,7 @@ def test_a_batch_is_kept_across_failures_and_committed_once(start: Start, wait_u
     wait_until(lambda: len(store.flat) == 5)
 
     assert store.tries[:5] == [["a", "b"]] * 5
-    assert store.committed == [["a", "b"], ["c", "d"], ["e"]]
+    assert store.texts == [["a", "b"], ["c", "d"], ["e"]]
     assert {r: desk.value("commit_failures_total", reason=r) for r in ("busy", "full", "error")} == {
         "busy": 2,
         "full": 1,
@@ -281,17 +261,17 @@ def failing_writer(errors: int, monkeypatch: pytest.MonkeyPatch, took_s: float =
 
 
 @pytest.mark.parametrize("took_s", [0, 5, 600])
-def test_attempts_grow_rarer_up_to_ten_seconds_however_long_each_takes(
+def test_attempts_grow_rarer_up_to_five_seconds_however_long_each_takes(
     monkeypatch: pytest.MonkeyPatch, took_s: float
 ) -> None:
     desk, waits = failing_writer(8, monkeypatch, took_s)
     desk.intake.put(delivery("a"))
-    desk.writer._batch = desk.intake.take(10)
+    desk.writer._take()
 
-    for _ in range(9):
-        desk.writer._write_batch()
+    while desk.writer._batch:
+        desk.writer._put_away(desk.writer._batch)
 
-    assert waits.waits == [0.25, 0.5, 1, 2, 4, 8, 10, 10]
+    assert waits.waits == [0.25, 0.5, 1, 2, 4, 5, 5, 5]
     assert desk.intake.empty
 
 
@@ -299,11 +279,11 @@ def test_a_commit_makes_the_next_delay_short_again(monkeypatch: pytest.MonkeyPat
     desk, waits = failing_writer(3, monkeypatch)
     for text, error in (("a", 0), ("b", 1)):
         desk.intake.put(delivery(text))
-        desk.writer._batch = desk.intake.take(1)
+        desk.writer._take()
         if error:
             desk.writer.store.errors = [StorageBusy("locked")]  # type: ignore[attr-defined]
         while desk.writer._batch:
-            desk.writer._write_batch()
+            desk.writer._put_away(desk.writer._batch)
     assert waits.waits == [0.25, 0.5, 1, 0.25]
 
 
@@ -317,7 +297,7 @@ def test_a_writer_that_is_stopping_tries_often_until_it_is_given_up(monkeypatch:
 
     desk.drain()
 
-    assert store.committed == [["a"]]
+    assert store.texts == [["a"]]
     assert waits == [0.2] * 5
 
 
@@ -332,7 +312,7 @@ def test_stop_cuts_the_pause_after_a_failure(start: Start, wait_until: WaitUntil
     desk.writer.stop()
 
     assert desk.writer.join(10)
-    assert store.committed == [["a"]]
+    assert store.texts == [["a"]]
 
 
 def test_an_error_nobody_expects_keeps_the_batch_too(start: Start, wait_until: WaitUntil) -> None:
@@ -580,7 +560,7 @@ def test_every_frame_is_in_exactly_one_place_all_the_time() -> None:
 
 @pytest.fixture
 def sqlite(tmp_path: Path) -> Iterator[SQLiteStore]:
-    store = SQLiteStore(tmp_path / "w.sqlite", collector_id="here", version="1", run_uid="1", started_us=1)
+    store = SQLiteStore(tmp_path / "w.sqlite")
     store.open()
     yield store
     store.release()
