@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -93,9 +94,14 @@ def test_systemd_hears_of_start_and_stop_and_the_log_has_the_owner_s_form(
         hear("READY=1")
         hear("WATCHDOG=1")
         hear("STATUS=5/5 feeds live")
-        # 1. A hang-up does not end it.
+        # 1. A hang-up is a reload, told with its time before and its end after.
+        before_us = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
         daemon.send(signal.SIGHUP)
-        wait_until(lambda: "[SUPERVISOR]" in daemon.log, SECONDS, "an answer to SIGHUP")
+        hear("RELOADING=1")
+        (at,) = re.findall(r"^MONOTONIC_USEC=(\d+)$", heard[-1], re.MULTILINE)
+        assert before_us < int(at) <= time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+        heard.clear()
+        hear("READY=1")
         assert daemon.live()
         # 2. The first request to stop drains and ends with 0.
         daemon.send(signal.SIGTERM)
@@ -109,6 +115,7 @@ def test_systemd_hears_of_start_and_stop_and_the_log_has_the_owner_s_form(
         assert any(re.fullmatch(rf"\[.{{19}}\] \[INFO\] \[{tag}\] 데이터 수집 시작", line) for line in lines), tag
         own = (tmp_path / "logs" / f"{tag}.log").read_text(encoding="utf-8").splitlines()
         assert own == [line for line in lines if f"[{tag}]" in line]
+    assert [line for line in lines if "설정 다시 읽음" in line and "changed=nothing" in line]
     assert "[COLLECTOR] 수집기 종료 status=0" in lines[-1]
 
 
