@@ -46,6 +46,15 @@ TEXTS: dict[str, tuple[str, str]] = {
     "probe_agreed": ("REST 호가와 일치", "the book agrees with REST"),
     "probe_failed": ("REST 호가 확인 실패: {error}", "the book could not be compared with REST: {error}"),
     "probe_differs": ("REST 호가와 불일치", "the book differs from REST"),
+    "silences_new": ("무수신 간격 기록이 없어 새로 학습", "no known silences yet, learning them anew"),
+    "silences_lost": (
+        "무수신 간격 기록을 읽을 수 없어 새로 학습: {error}",
+        "the known silences can't be read, learning them anew: {error}",
+    ),
+    "silences_unsaved": (
+        "무수신 간격 기록 저장 실패, 다음에 재시도: {error}",
+        "the known silences can't be saved, tried again later: {error}",
+    ),
     "clock_step": ("시스템 시계가 바뀌어 새 구간 시작", "the clock of this machine was set, a new epoch starts"),
     "no_space": ("저장 대기 공간 부족으로 데이터 누락", "no room left for waiting data, data is dropped"),
     # why an epoch ended

@@ -32,6 +32,7 @@ from commands.reload import Reloader, applicable, changed, needs_restart
 from commands.screen import err
 from controllers.base import Controller, Setup
 from controllers.feed import HeardFeed
+from controllers.silence import KnownSilences, SilenceKeeper
 from storage.database import make_keeper, make_store, shown
 from storage.spool import Spool
 from storage.sqlite import SQLiteStore
@@ -120,6 +121,9 @@ class Daemon:
             gone=self._gone,
             signals=signals,
         )
+        self._silences = KnownSilences(settings.silences_path)
+        self._silences.load(self.log)
+        self._silence_keeper = SilenceKeeper(self._silences, self.log, clock)
         self._budgets: dict[str, tuple[Budget, Budget]] = {}  # of requests and of connections, by exchange
         for connection in plan:
             part = self._part(connection)
@@ -146,6 +150,7 @@ class Daemon:
                 self.log.info("metrics_on", host=self.settings.metrics.host, port=self.web.port)
             else:
                 self.log.warning("metrics_port_taken", host=self.settings.metrics.host, port=self.settings.metrics.port)
+        self._silence_keeper.start()
         try:
             status = self.supervisor.run()
             self.log.info("daemon_stop", status=status)
@@ -156,6 +161,8 @@ class Daemon:
     def close(self) -> None:
         """Note the end of the run, give the database back, close the log."""
         self.web.stop()
+        self._silence_keeper.stop()  # it saves what the sources learned, which have stopped by now
+        self._silence_keeper.join(self.supervisor.stop_timeout_s)
         self.logs.stop()
         try:
             if self.writer.state == "stopped":  # in order: nothing it had in hand is missing
@@ -222,6 +229,7 @@ class Daemon:
             connects=connects,
             full_books=connection.full_books,
             keys=(keys[0].get_secret_value(), keys[1].get_secret_value()) if keys else None,
+            silences=self._silences,
         )
         return Part(
             lambda generation: cls(connection.markets, setup, generation=generation), connection.exchange, connection

@@ -13,7 +13,23 @@ from controllers.base import Controller
 __all__ = ["Controller", "controller_class", "known", "venues"]
 
 # The room's own machinery; every other module is an exchange.
-_SHARED = frozenset({"base", "book", "connection", "feed", "fetch", "frames", "levels", "rest", "websocket"})
+_SHARED = frozenset(
+    {
+        "base",
+        "book",
+        "connection",
+        "doubt",
+        "feed",
+        "fetch",
+        "frames",
+        "levels",
+        "probe",
+        "rest",
+        "silence",
+        "tcp",
+        "websocket",
+    }
+)
 
 
 def venues() -> list[str]:

@@ -38,6 +38,7 @@ from collector.records import (
 )
 from collector.worker import Backoff, Worker
 from controllers.feed import FeedFacts, HeardFeed
+from controllers.silence import KnownSilences
 
 MARK_EVERY_US = 1_000_000  # how often the ledger moves for a feed that is heard but has nothing new
 CLOCK_STEP_US = 1_000_000
@@ -57,6 +58,7 @@ class Setup:
     connects: Budget | None = None  # of new connections, shared likewise and `beside` it; None: the same one
     full_books: bool = False
     keys: tuple[str, str] | None = None
+    silences: KnownSilences | None = None  # what is known of the feeds of all exchanges; None: each controller's own
 
 
 class Controller(Worker):

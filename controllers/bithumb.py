@@ -114,7 +114,9 @@ class BithumbWebSocket(_Bithumb, WSController):
     default: ClassVar[bool] = False
     url = "wss://ws-api.bithumb.com/websocket/v1"
     depth = 15
+    sends_books_again = True  # what stands in for the REST book, whose sizes are not rounded
     keepalive_text = "PING"
+    ping_s = 15.0
     stale_s = 30.0
 
     def subscribe_messages(self, markets: Iterable[str]) -> Iterable[str]:

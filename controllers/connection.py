@@ -9,16 +9,7 @@ import websocket
 from collector.deadlines import deadlines
 from collector.errors import ConnectionLost, RateLimited, VenueRefused
 from controllers.frames import FrameReader
-
-# A peer that vanished without a word is noticed by the kernel: probes after 15 s of silence, sent data unanswered for
-# 20 s.
-_SOCKET_OPTIONS: list[tuple[int, int, int]] = [
-    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
-]
-for _name, _value in (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", 20_000)):
-    if hasattr(socket, _name):
-        _SOCKET_OPTIONS.append((socket.IPPROTO_TCP, getattr(socket, _name), _value))
+from controllers.tcp import SOCKET_OPTIONS
 
 READ_BYTES = 1 << 16
 RETRY_AFTER_S_MAX = 86_400.0
@@ -33,7 +24,7 @@ class Connection:
     """
 
     def __init__(self, url: str, *, timeout_s: float = 10.0, headers: Mapping[str, str] | None = None) -> None:
-        self._socket = websocket.WebSocket(sockopt=_SOCKET_OPTIONS, skip_utf8_validation=True, enable_multithread=False)
+        self._socket = websocket.WebSocket(sockopt=SOCKET_OPTIONS, skip_utf8_validation=True, enable_multithread=False)
         self._reader = FrameReader()
         try:
             # The library's time-out is for each wait; a server that drips its answer byte by byte is ended by this one.

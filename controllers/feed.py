@@ -27,11 +27,11 @@ from collector.records import (
     Record,
 )
 from controllers.book import Changes, OrderBook, check_levels, levels_json
+from controllers.silence import Patience
 
 DAY_US = 86_400_000_000
 KEYFRAME_AFTER_US = 60_000_000
 EARLY_MAX = 10_000
-PATIENCE_US = 10_000_000
 SEQUENCE_MAX = 1 << 62
 # The interval ends where data was last confirmed, not where the connection was last heard.
 DOUBTFUL = frozenset(("stale", "probe", "checksum", "rejected"))
@@ -82,14 +82,18 @@ class HeardFeed:
         self._day = 0
         self._keyframe_bytes = self._changes_bytes = 0
         self._keyframe_at_us = 0
-        # doubts: see WSController
-        self.first_wait_us: int | None = None  # since when the first book is waited for
+        # doubts: see DoubtingController
+        self.patience: Patience | None = None  # of a feed that is polled none is needed
+        self.waits_since_us: int | None = None  # since when the first message on this connection is waited for
+        self.told_silent = False
         self.refused = ""
         self.compared = False
         self.probed_at_us = 0
-        self.probe_failures = 0
-        self.doubted = False  # silent for too long, and no probe could say that nothing was missed
-        self.patience_us = PATIENCE_US  # silence after which the feed is doubted; grows with silences that proved real
+        self.retry_us = 0  # when a comparison that came to nothing is made again; nought: none is open
+        self.differences = 0  # comparisons in a row that differed
+        self.asked_at_us = 0  # when a fresh book was asked for on the same connection; nought: none is awaited
+        self.doubted = False  # silent for too long, and nothing says yet that nothing was missed
+        self.unanswered_since_us: int | None = None  # since when a comparison for that reason can't be had
         self.tally = dict.fromkeys(
             ("received", "duplicate", "rejected", "dropped"), 0
         )  # records not yet in the metrics
@@ -136,8 +140,27 @@ class HeardFeed:
         self.frames += 1
         self.total += 1
         self.confirmed_at_us = at_us
-        self.first_wait_us = None
+        self.waits_since_us = None
         self.refused = ""
+        if self.patience is not None:
+            self.patience.heard(at_us)
+
+    def connected(self, at_us: int) -> None:
+        """Begin to wait for what a new connection brings."""
+        self.waits_since_us, self.refused, self.told_silent = at_us, "", False
+        self.asked_at_us = self.differences = 0
+        self.understood()
+        if self.patience is not None:
+            self.patience.begin()
+
+    def understood(self) -> None:
+        """Take the present silence for real, or for over."""
+        self.doubted, self.unanswered_since_us, self.retry_us = False, None, 0
+
+    @property
+    def waits_for_a_book(self) -> bool:
+        """Whether changes came and no complete book to apply them to."""
+        return bool(self._early)
 
     def forget(self) -> None:
         """Forget the book: the next epoch needs a complete one."""
@@ -204,7 +227,8 @@ class HeardFeed:
         self.epoch = next(self._epochs)
         self.opened_at_us, self.opened_us = at_us, at_us + offset_us
         self.n = self.frames = 0
-        self._mismatch = self.compared = self.doubted = False
+        self._mismatch = self.compared = False
+        self.understood()
         self.marked_at_us = self.confirmed_at_us = self.agreed_at_us = at_us
         exchange, market, channel = self.key
         facts = self._facts

@@ -1,13 +1,15 @@
 """A REST call that ends: neither a body that drips in nor one that never stops holds a thread for ever."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import requests
 import urllib3
+from requests.adapters import HTTPAdapter
 
 from collector.clock import Clock
 from collector.errors import ConnectionLost
+from controllers.tcp import SOCKET_OPTIONS
 
 TIMEOUT_S = 5.0  # to connect, for each wait, and for the whole body
 BODY_BYTES_MAX = 16 << 20
@@ -20,6 +22,19 @@ class Answer(NamedTuple):
     status: int
     headers: Mapping[str, str]
     body: bytes
+
+
+class _Adapter(HTTPAdapter):
+    def init_poolmanager(self, *args: Any, **options: Any) -> None:
+        super().init_poolmanager(*args, **options, socket_options=SOCKET_OPTIONS)
+
+
+def open_session() -> requests.Session:
+    """Return a session whose sockets notice that the other side has vanished."""
+    session = requests.Session()
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, _Adapter())
+    return session
 
 
 def fetch(session: requests.Session, url: str, clock: Clock) -> Answer:

@@ -10,7 +10,7 @@ from collector.errors import ConnectionLost, RateLimited, SourceError, VenueRefu
 from controllers.base import Controller, Setup
 from controllers.connection import BANNED, retry_after, wants_pause
 from controllers.feed import HeardFeed
-from controllers.fetch import fetch
+from controllers.fetch import fetch, open_session
 
 
 class RESTController(Controller):
@@ -41,7 +41,7 @@ class RESTController(Controller):
         self.anchor()
         self.log.info("poll_start", interval_s=self._interval_us / 1e6)
         try:
-            with requests.Session() as session:
+            with open_session() as session:
                 self._poll_on_schedule(session)
         finally:
             self._is_connected(False)

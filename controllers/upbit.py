@@ -78,6 +78,7 @@ class Upbit(WSController):
     connects_per_s = 5.0
     depth = 30
     keepalive_text = "PING"
+    ping_s = 15.0
     stale_s = 30.0
 
     def subscribe_messages(self, markets: Iterable[str]) -> Iterable[str]:

@@ -5,39 +5,23 @@ everything else here does nothing unless the venue asks for it.
 """
 
 import contextlib
-import queue
 import random
-import threading
 from collections.abc import Iterable
-from decimal import Decimal
 from typing import ClassVar
 from urllib.parse import urlsplit
 
-import requests
-
 from collector.errors import BookDiffers, ConnectionLost, RateLimited, SourceError, StaleConnection, VenueRefused
-from collector.records import Book, BookChange, Record, Refused, Reply
-from controllers.base import Controller, Setup
-from controllers.book import OrderBook
-from controllers.connection import BANNED, Connection, retry_after, wants_pause
-from controllers.feed import HeardFeed
-from controllers.fetch import fetch
+from collector.records import Refused, Reply
+from controllers.base import Setup
+from controllers.connection import Connection
+from controllers.doubt import DoubtingController
 from controllers.frames import CLOSE, PING, PONG, close_reason
 
-FIRST_BOOK_US = 10_000_000  # a market without a book for so long after subscribing is worth a warning
-PATIENCE_US_MAX = 300_000_000  # a feed that says nothing for so long is doubted again, however quiet it was before
 UNCOVERED_US = 30_000_000  # a feed that was heard and is not covered waits so long for data to open an epoch with
-FIRST_PROBE_US = 5_000_000  # a book kept from changes counts only up to a comparison: a new one is not left waiting
-PROBE_GRACE_US = 3_000_000  # a REST book may be ahead of the socket by as much
-PROBE_BOOKS_MAX = 256
-PROBE_SLOT_S = 30.0  # a probe that would have to wait longer for its turn is left out
-SKIPPED = "no turn was free"
 REPLACED_AT = (0.9, 0.95)  # share of the greatest age of a connection at which another one takes over
 
-Numbers = tuple[dict[Decimal, Decimal], dict[Decimal, Decimal]]  # bids and asks, price to size
 
-
-class WSController(Controller):
+class WSController(DoubtingController):
     """One connection that carries one market, or several."""
 
     transport = "websocket"
@@ -45,19 +29,14 @@ class WSController(Controller):
     keepalive_text: ClassVar[str | None] = None  # sent every `keepalive_s`; its answer proves the connection
     keepalive_s: ClassVar[float] = 10.0
     ping_s: ClassVar[float | None] = None  # protocol pings of ours
-    stale_s: ClassVar[float] = 60.0  # not one frame, heartbeats included, for so long: the connection is dead
     connection_age_s: ClassVar[float | None] = None  # the exchange closes every connection at this age
 
     def __init__(self, markets: tuple[str, ...], setup: Setup, *, generation: int = 1) -> None:
         super().__init__(markets, setup, generation=generation)
         self._connection: Connection | None = None
-        self._stale_us = int((setup.options.stale_s or self.stale_s) * 1e6)
-        self._probe: Probe | None = None
-        self._began_us = 0  # when the connection was made
         age_s = setup.options.connection_age_s or self.connection_age_s
         # Connections made in one minute are not replaced in one minute.
         self._replace_us = None if age_s is None else int(age_s * 1e6 * random.uniform(*REPLACED_AT))
-        self._rejected_at_us = 0
 
     # --- what a venue says ------------------------------------------------------------------------------------------
 
@@ -73,21 +52,13 @@ class WSController(Controller):
         """Take note that the exchange refused the connection itself; raises the error unless there is another way."""
         raise error
 
-    def probe_path(self, market: str) -> str | None:
-        """Return the REST path of a complete book to compare ours with; None: a silent feed is subscribed to anew."""
-        return None
-
-    def parse_probe(self, market: str, body: bytes) -> Book:
-        """Read the answer to `probe_path`. Pure, raises `SourceError` only."""
-        raise NotImplementedError(f"{type(self).__name__} can't probe")
-
     # --- the connection ---------------------------------------------------------------------------------------------
 
     def run_once(self) -> None:
         """Connect, subscribe and listen until the connection ends or `stop` is called."""
         reason = "disconnect"
-        self.anchor()
         connection = self._connect()
+        self.anchor()
         self._connection = connection
         if self.stopping.is_set():
             connection.close()
@@ -180,8 +151,7 @@ class WSController(Controller):
     def _listen(self, connection: Connection) -> None:
         now_us = self._heard_at_us = self.clock.monotonic_us()
         for feed in self.feeds.values():
-            feed.first_wait_us, feed.refused = now_us, ""
-            feed.doubted, feed.probe_failures = False, 0
+            feed.connected(now_us)
         second_us = keepalive_us = ping_us = now_us
         while not self.stopping.is_set():
             arrived = connection.receive()
@@ -220,177 +190,30 @@ class WSController(Controller):
                     feed.refused = ask.detail
             self.log.error("api_error", error=ask.detail, market=ask.market)
             if ask.market is not None or len(self.feeds) == 1:
-                self._any_wanted()  # else one of them may be meant, and the others be on their way
+                self.any_wanted()  # else one of them may be meant, and the others be on their way
 
-    def _any_wanted(self) -> None:
+    def any_wanted(self) -> None:
+        """Raise `VenueRefused` where the exchange has refused every market of this connection."""
         details = [feed.refused for feed in self.feeds.values()]
         if all(details):
             raise VenueRefused(f"the exchange refused the subscription: {details[0]}")
+
+    def subscribe_again(self) -> None:
+        """Send the subscription once more."""
+        if self._connection is not None:
+            for text in self.subscribe_messages(self.markets):
+                self._connection.send_text(text)
 
     def _watch(self, now_us: int) -> None:
         silent_us = now_us - self._heard_at_us
         if silent_us > self._stale_us:
             raise StaleConnection(f"not one frame for {silent_us / 1e6:.0f} s")
         for feed in self.feeds.values():
-            if feed.first_wait_us is not None and now_us - feed.first_wait_us > FIRST_BOOK_US:
-                feed.first_wait_us = None
-                self.log.warning("silent", market=feed.market, seconds=FIRST_BOOK_US // 1_000_000)
-                self._any_wanted()
-            if self.changes_only and not (feed.book.known or feed.refused) and now_us - self._began_us > FIRST_BOOK_US:
-                raise StaleConnection(f"no complete book of {feed.market} came; subscribing anew")
             # A quiet market may not speak for days, but a fresh subscription begins with its book.
             last_us = max(feed.confirmed_at_us, self._rejected_at_us)
             if not (feed.epoch or feed.refused) and last_us >= self._began_us and now_us - last_us > UNCOVERED_US:
                 raise StaleConnection(f"{feed.market} is not covered and silent; subscribing anew")
-        if self._probe is not None:
-            self._judge(self._probe, now_us)
-        else:
-            self._doubt(now_us)
-
-    # --- doubts: a heartbeat is no data, so a silent feed is compared with the REST book -----------------------------
-
-    def _doubt(self, now_us: int) -> None:
-        every_us = int(self.setup.options.probe_interval_s * 1e6) if self.changes_only else 0
-        for feed in self.feeds.values():
-            if not feed.epoch:
-                continue
-            silent_us = now_us - feed.confirmed_at_us
-            wait_us = now_us - max(feed.probed_at_us, feed.opened_at_us)
-            interval_us = every_us if feed.compared else min(every_us, FIRST_PROBE_US)
-            if feed.probe_failures:
-                due = wait_us > 1_000_000
-            else:
-                due = silent_us > feed.patience_us or bool(interval_us and wait_us >= interval_us)
-            if not due:
-                continue
-            path = self.probe_path(feed.market)
-            if path is None:
-                feed.patience_us = min(PATIENCE_US_MAX, 2 * silent_us)
-                raise StaleConnection(f"{feed.market} was silent for {silent_us / 1e6:.0f} s; subscribing anew")
-            feed.probed_at_us = now_us
-            base = self.setup.options.endpoint.rest or self.rest_url
-            self._probe = Probe(self, feed, base + path)
-            return
-
-    def _judge(self, probe: "Probe", now_us: int) -> None:
-        feed = probe.feed
-        outcome = probe.outcome(now_us)
-        if outcome is None:
-            return
-        self._probe = None
-        self.setup.metrics.probes.labels(self.exchange, outcome).inc()
-        if outcome == "agreed":
-            differed, feed.probe_failures = feed.probe_failures, 0
-            feed.doubted = False
-            if differed and self.changes_only:
-                # It is right now, but nobody knows since when: what lies between the two agreements counts for nobody,
-                # and the book opens another epoch with its next change.
-                self.end_epoch(feed, "probe")
-                return
-            feed.patience_us = min(PATIENCE_US_MAX, max(feed.patience_us, 2 * (now_us - feed.confirmed_at_us)))
-            feed.confirmed_at_us = max(feed.confirmed_at_us, probe.asked_at_us)
-            feed.agreed_at_us, feed.agreed_frames = probe.asked_at_us, probe.frames
-            self._touched[feed] = None
-            if not feed.compared:
-                feed.compared = True
-                self.log.info("probe_agreed", market=feed.market)
-        elif outcome == "failed":
-            self.log.warning("probe_failed", market=feed.market, error=probe.error)
-            if feed.epoch == probe.epoch and now_us - feed.confirmed_at_us > feed.patience_us:
-                feed.doubted = True
-                feed.probe_failures += 1
-                if feed.probe_failures >= 2:
-                    feed.probe_failures = 0
-                    raise StaleConnection(f"{feed.market} is silent, and its REST book can't be had")
-        elif outcome == "differed":
-            feed.probe_failures += 1
-            self.log.warning("probe_differs", market=feed.market, times=feed.probe_failures)
-            if feed.probe_failures >= 2:
-                feed.probe_failures = 0
-                if now_us - feed.confirmed_at_us > feed.patience_us and not self.changes_only:
-                    raise StaleConnection(f"{feed.market} is silent while its REST book moves")
-                raise BookDiffers(f"the REST book of {feed.market} differs twice; starting from a fresh one")
-
-    def _take(self, feed: HeardFeed, message: Book | BookChange, at_us: int, records: list[Record]) -> None:
-        asked = self._probe is not None and self._probe.feed is feed
-        if asked and not self.changes_only:
-            # Data before the answer: complete books tell nothing of those between, so an answer that agrees now would
-            # not say what the silence held.
-            feed.doubted, self._probe = True, None
-        super()._take(feed, message, at_us, records)
-        if self._probe is not None and asked:
-            self._probe.note()
-
-
-class Probe:
-    """One request for a complete book, made by a thread of its own so that receiving never waits for it.
-
-    Our book may be ahead of the answer or behind it: every state it went through since the request counts, and for a
-    grace after the answer those that follow.
-    """
-
-    def __init__(self, controller: WSController, feed: HeardFeed, url: str) -> None:
-        self.feed = feed
-        self.epoch, self.frames = feed.epoch, feed.frames
-        self.asked_at_us = controller.clock.monotonic_us()
-        self.error = ""
-        self._controller = controller
-        self._seen = [feed.book.as_numbers()]
-        self._answers: queue.SimpleQueue[Numbers | str] = queue.SimpleQueue()
-        self._answer: Numbers | None = None
-        self._answered_at_us = 0
-        threading.Thread(target=self._ask, args=(url,), name=f"{controller.name}/probe", daemon=True).start()
-
-    def note(self) -> None:
-        """Remember the book as it is now."""
-        self._seen.append(self.feed.book.as_numbers())
-        del self._seen[:-PROBE_BOOKS_MAX]
-
-    def outcome(self, now_us: int) -> str | None:
-        """Return `agreed`, `differed`, `failed`, `skipped`, or None while it is open."""
-        if self.feed.epoch != self.epoch:
-            self.error = "the subscription ended meanwhile"
-            return "failed"
-        if self._answer is None:
-            try:
-                answer = self._answers.get_nowait()
-            except queue.Empty:
-                return None
-            if isinstance(answer, str):
-                self.error = answer
-                return "skipped" if answer == SKIPPED else "failed"
-            self._answer = answer
-            self._answered_at_us = now_us
-        if self._answer in self._seen:
-            return "agreed"
-        return "differed" if now_us - self._answered_at_us > PROBE_GRACE_US else None
-
-    def _ask(self, url: str) -> None:
-        controller = self._controller
-        answer: Numbers | str
-        try:
-            if controller.setup.budget.wait(controller.stopping, within_s=PROBE_SLOT_S):
-                with requests.Session() as session:
-                    status, headers, body = fetch(session, url, controller.clock)
-                if wants_pause(status, headers):
-                    raise RateLimited(f"HTTP {status}", retry_after(headers), banned=status == BANNED)
-                answer = _numbers(controller.parse_probe(self.feed.market, body)) if status == 200 else f"HTTP {status}"
-            else:
-                answer = SKIPPED
-        except RateLimited as error:
-            controller.rate_limited(error)
-            answer = SKIPPED
-        except SourceError as error:
-            answer = str(error)
-        except Exception as error:  # our bug: without an answer no other probe would ever be made
-            answer = repr(error)
-        self._answers.put(answer)
-
-
-def _numbers(book: Book) -> Numbers:
-    other = OrderBook(trim=False)
-    other.replace(book)
-    return other.as_numbers()
+        self.look_at_silences(now_us)
 
 
 def _without_query(url: str) -> str:

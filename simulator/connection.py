@@ -89,7 +89,7 @@ class Connection:
         """Add a subscription, or find the one there is and give it the new options; say whether it is new."""
         known = self.subscriptions.get((channel, market))
         if known is not None:
-            known.code, known.options = code, options or {}
+            known.code, known.options, known.forgotten = code, options or {}, False
             return known, False
         name = self._ledger.subscribe(self.id, self.venue.name, market, channel)
         subscription = Subscription(name, market, channel, code, options or {})

@@ -215,6 +215,7 @@ def test_pings_are_answered_and_prove_the_connection(stage: Build) -> None:
     scene = stage(Played, stale_s=5)
 
     def steps() -> Steps:
+        yield scene.frame(BOOK)
         for number in range(4):
             scene.clock.advance(4)
             yield [(PING, b"%d" % number)]
@@ -239,17 +240,22 @@ def test_not_one_frame_for_too_long_is_a_dead_connection(stage: Build) -> None:
 
 
 def test_an_exchange_has_a_time_of_its_own_for_that(stage: Build) -> None:
-    scene = stage()
+    scene = stage(Played, stall={"floor_s": 300})
+
+    def steps() -> Steps:
+        yield scene.frame(BOOK)
+        yield from scene.silence(100)
+
     with pytest.raises(StaleConnection, match="not one frame for 61 s"):
-        scene.play(scene.silence(100))
+        scene.play(steps())
 
 
 def test_keepalives_go_out_on_time_and_nothing_where_none_is_wanted(stage: Build) -> None:
-    scene = stage(Kept)
+    scene = stage(Kept, stall={"floor_s": 300})
     connection = scene.play(scene.chatter(60))
     assert connection.sent[1:] == ["PING"] * 3
     assert connection.pings == 12
-    quiet = stage()
+    quiet = stage(Played, stall={"floor_s": 300})
     connection = quiet.play(quiet.chatter(60))
     assert connection.sent == ["subscribe BTC-KRW"]
     assert connection.pings == 0
@@ -303,14 +309,15 @@ def test_a_market_without_a_book_is_told_once(stage: Build) -> None:
     scene = stage(Played, "BTC-KRW", "NOPE-KRW")
 
     def steps() -> Steps:
-        yield scene.frame(BOOK)
-        yield from scene.chatter(9)
-        assert not scene.log.of("silent")
-        scene.rest.answers.extend([BOOK])
-        yield from scene.chatter(19)
+        for number in range(30):
+            scene.rest.answers.clear()
+            scene.rest.answers.extend([404])
+            yield scene.frame({**BOOK, "bids": {"10": number + 1}}, after=1)
+            scene.probed()
 
     scene.play(steps())
     assert scene.log.of("silent") == [{"market": "NOPE-KRW", "seconds": 10}]
+    assert {url for url, _ in scene.rest.asked} == {"http://venue.test/book/NOPE-KRW"}
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------
@@ -520,18 +527,52 @@ def test_one_difference_is_forgiven_when_the_next_comparison_agrees(stage: Build
         ValueError("our own mistake"),
     ],
 )
-def test_a_feed_whose_book_can_not_be_had_is_given_up_after_the_second_attempt(stage: Build, answer: object) -> None:
-    scene = stage()
+def test_a_feed_whose_book_can_not_be_had_is_not_given_up_while_heartbeats_come(stage: Build, answer: object) -> None:
+    """The mutation that must make this fail: end the connection at the second comparison that failed."""
+    scene = stage(Played, stall={"ceiling_s": 200})
 
     def steps() -> Steps:
         yield scene.frame(BOOK, after=0)
-        scene.rest.answers.extend([answer, answer])
-        yield from scene.chatter(60)
+        scene.rest.answers.extend([answer] * 50)
+        yield from scene.chatter(200)
+
+    scene.play(steps())
+    assert scene.probes() == {"failed": len(scene.seconds)}
+    waits = [later - before for before, later in zip(scene.seconds, scene.seconds[1:], strict=False)]
+    assert waits == [2, 3, 5, 9, 17, 31, 31, 31, 31], "later each time"
+    assert all(details["error"] for details in scene.log.of("probe_failed"))
+    (epoch,) = scene.stored.epochs.values()
+    assert epoch.mark is not None
+    assert epoch.mark.confirmed_until_us == epoch.opened.opened_us, "heard, and not confirmed"
+
+
+def test_a_feed_whose_book_can_not_be_had_is_given_up_when_heartbeats_stop_too(stage: Build) -> None:
+    """The mutation that must make this fail: wait for `stale_s` whatever REST says."""
+    scene = stage(Played, stale_s=30)
+
+    def steps() -> Steps:
+        yield scene.frame(BOOK, after=0)
+        scene.rest.answers.extend([500] * 9)
+        yield from scene.silence(60)
+
+    with pytest.raises(StaleConnection, match="so are heartbeats and REST"):
+        scene.play(steps())
+    assert scene.clock.monotonic_us() == 5_000_000 + 16_000_000
+    assert scene.stored.reasons == ["stale"]
+
+
+def test_a_feed_whose_book_can_not_be_had_for_long_is_subscribed_to_anew(stage: Build) -> None:
+    """The mutation that must make this fail: never end a connection whose heartbeats come."""
+    scene = stage(Played, stall={"ceiling_s": 60})
+
+    def steps() -> Steps:
+        yield scene.frame(BOOK, after=0)
+        scene.rest.answers.extend([500] * 50)
+        yield from scene.chatter(200)
 
     with pytest.raises(StaleConnection, match="can't be had"):
         scene.play(steps())
-    assert scene.probes() == {"failed": 2}
-    assert all(details["error"] for details in scene.log.of("probe_failed"))
+    assert scene.clock.monotonic_us() == 5_000_000 + 73_000_000
     assert scene.stored.reasons == ["stale"]
 
 
@@ -618,8 +659,20 @@ def test_a_first_frame_that_was_rejected_is_not_waited_on_for_ever(stage: Build)
         yield [(TEXT, b"what is this")]
         yield from scene.chatter(60)
 
-    with pytest.raises(StaleConnection, match="BTC-KRW is not covered and silent"):
+    with pytest.raises(StaleConnection, match="no complete book of BTC-KRW came"):
         scene.play(steps())
+
+
+def test_what_can_not_be_understood_is_no_reason_to_connect_again_and_again(stage: Build) -> None:
+    """The mutation that must make this fail: leave `_rejected_at_us` out of `_mind_the_unheard`."""
+    scene = stage()
+
+    def steps() -> Steps:
+        for _ in range(60):
+            scene.clock.advance(1)
+            yield [(TEXT, b"what is this")]
+
+    scene.play(steps())
 
 
 def test_a_market_that_was_never_heard_on_a_connection_ends_none(stage: Build) -> None:

@@ -14,6 +14,7 @@ from controllers.bithumb import BithumbWebSocket
 from controllers.coinone import Coinone
 from controllers.gopax import Gopax
 from controllers.korbit import Korbit
+from controllers.silence import Patience, Silences
 from controllers.upbit import Upbit
 from controllers.websocket import WSController
 from simulator.faults import GARBAGE
@@ -171,7 +172,7 @@ def test_gopax_holds_changes_back_that_come_before_their_book(live: Start) -> No
 def impatient(controller: Controller, seconds: float = 0.5) -> None:
     """Doubt silent feeds soon."""
     for feed in controller.feeds.values():
-        feed.patience_us = int(seconds * 1e6)
+        feed.patience = Patience(Silences(), int(seconds * 1e6), 300_000_000)
 
 
 def test_quiet_markets_are_confirmed_over_rest_and_stay_covered(live: Start) -> None:
@@ -192,15 +193,36 @@ def test_quiet_markets_are_confirmed_over_rest_and_stay_covered(live: Start) -> 
         stage.check(single_frames=single(cls))
 
 
-def test_a_quiet_market_of_bithumb_is_subscribed_to_anew_since_rest_shows_another_depth(live: Start) -> None:
+def test_a_quiet_market_of_bithumb_is_asked_for_its_book_on_the_same_connection(live: Start) -> None:
+    """The mutation that must make this fail: `sends_books_again = False`."""
     stage = live("bithumb")
-    controller = stage.start(BithumbWebSocket)
+    controller = stage.start(BithumbWebSocket, "BTC-KRW", "ETH-KRW")
     stage.heard(3)
+    stage.heard(3, "ETH-KRW")
     stage.simulator.fault("quiet", "bithumb")
     impatient(controller)
-    stage.until(lambda: stage.stored.reasons[:1] == ["stale"])
-    stage.heard(1)
-    assert controller.feeds["BTC-KRW"].patience_us > 500_000
+    for market in ("BTC-KRW", "ETH-KRW"):
+        (epoch,) = stage.stored.of(market)
+        last_us = epoch.opened.opened_us + epoch.rows[-1].at_us
+        stage.until(lambda epoch=epoch, last_us=last_us: epoch.mark.confirmed_until_us > last_us + 1_500_000)  # type: ignore[misc]
+    stage.stop()
+    assert stage.stored.reasons == ["stop", "stop"]
+    assert counted(stage.setup, "probes_total", exchange="bithumb", outcome="agreed") >= 2
+    stage.check("BTC-KRW")
+    stage.check("ETH-KRW")
+
+
+def test_a_market_of_bithumb_that_was_forgotten_is_heard_again_on_the_same_connection(live: Start) -> None:
+    stage = live("bithumb")
+    controller = stage.start(BithumbWebSocket, "BTC-KRW", "ETH-KRW")
+    stage.heard(3)
+    stage.heard(3, "ETH-KRW")
+    impatient(controller)
+    stage.simulator.fault("forget", "bithumb", "ETH-KRW")
+    stage.until(lambda: len(stage.stored.of("ETH-KRW")) == 2, what="another epoch")
+    stage.heard(3, "ETH-KRW")
+    stage.stop()
+    assert [epoch.reason for epoch in stage.stored.of("BTC-KRW")] == ["stop"]
 
 
 def test_withheld_messages_lie_outside_coverage(live: Start, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,7 +249,7 @@ def test_withheld_messages_lie_outside_coverage(live: Start, monkeypatch: pytest
 def test_a_swallowed_change_is_found_by_comparing_and_the_book_started_afresh(
     live: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("controllers.websocket.PROBE_GRACE_US", 100_000)
+    monkeypatch.setattr("controllers.probe.GRACE_US", 100_000)
     stage = live("gopax", rate_hz=5)
     stage.start(Gopax, probe_interval_s=1)
     stage.heard(2)
@@ -239,11 +261,10 @@ def test_a_swallowed_change_is_found_by_comparing_and_the_book_started_afresh(
     stage.check(subscription=1, epoch=1, single_frames=False)
 
 
-def test_frozen_connections_are_given_up_and_made_again(live: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("controllers.websocket.FIRST_BOOK_US", 500_000)  # a book may be lost to the frost for ever
+def test_frozen_connections_are_given_up_and_made_again(live: Start) -> None:
     stages = [live(cls.exchange) for cls in ALL]
     for cls, stage in zip(ALL, stages, strict=True):
-        stage.start(cls, stale_s=0.5)
+        stage.start(cls, stale_s=0.5, stall={"floor_s": 3})  # a book may be lost to the frost for ever
         stage.heard(2)
         stage.simulator.fault("freeze")
     for stage in stages:
@@ -367,12 +388,9 @@ def test_a_market_that_does_not_exist_is_refused(live: Start, cls: type[WSContro
 
 
 @pytest.mark.parametrize("cls", [Upbit, BithumbWebSocket], ids=lambda cls: cls.__name__)
-def test_a_market_that_is_ignored_in_silence_is_told(
-    live: Start, monkeypatch: pytest.MonkeyPatch, cls: type[WSController]
-) -> None:
-    monkeypatch.setattr("controllers.websocket.FIRST_BOOK_US", 300_000)
+def test_a_market_that_is_ignored_in_silence_is_told(live: Start, cls: type[WSController]) -> None:
     stage = live(cls.exchange)
-    controller = stage.start(cls, "NOPE-KRW", "BTC-KRW")
+    controller = stage.start(cls, "NOPE-KRW", "BTC-KRW", stall={"floor_s": 0.3})
     stage.until(lambda: stage.log.of("silent"))
     assert [told["market"] for told in stage.log.of("silent")] == ["NOPE-KRW"]
     stage.heard(1)
