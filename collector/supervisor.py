@@ -46,6 +46,12 @@ def catch_signals(caught: Signals) -> None:
         signal.signal(number, lambda received, _frame: caught.put(received))
 
 
+def ignore_signals() -> None:
+    """Let the same signals do nothing any more: all is done, and the exit status must still be able to say so."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+
+
 class Supervisor:
     """Runs workers until a signal, or `stop`, ends it.
 

@@ -16,7 +16,7 @@ import typer
 import controllers
 from collector.config import Settings, load
 from collector.errors import CollectorError, ConfigError, StorageError
-from collector.supervisor import Signals, catch_signals
+from collector.supervisor import Signals, catch_signals, ignore_signals
 from commands.daemon import Daemon
 from commands.demo import demo
 from commands.options import DbOption, LanguageOption, MarketOption
@@ -73,7 +73,11 @@ def run(
         signals: Signals = queue.SimpleQueue()
         catch_signals(signals)  # also what comes while it starts is obeyed in order
         daemon = Daemon(context.obj(), read=context.obj, signals=signals)
-        raise typer.Exit(daemon.run())
+        try:
+            status = daemon.run()
+        finally:
+            ignore_signals()
+        raise typer.Exit(status)
 
 
 def _load(
