@@ -364,6 +364,7 @@ def test_a_frame_torn_at_any_byte_is_cut_and_told(tmp_path: Path) -> None:
         segment.write_bytes(whole[: offset + cut])
         with opened(tmp_path / "s") as spool:
             assert spool.cuts == ((1, offset, cut),)
+            assert segment.stat().st_size == offset
             assert spool.frames == 3
             spool.append(batch(9))
             assert numbers(spool.peek(9)) == [1, 2, 3, 9]
@@ -437,8 +438,8 @@ def copied(path: Path, to: Path) -> Path:
 
 
 def test_a_bit_flipped_at_any_byte_is_found_and_nothing_else_is_lost(tmp_path: Path) -> None:
-    """Fails with any of the three checksums not compared in `Scanner._frame` or the one in `decode_header`, and with
-    the holes left out of `SpoolReader._yield_frame`."""
+    """Fails with any of the three checksums not compared in `Scanner._frame` or the one in `decode_header`, with
+    the holes left out of `SpoolReader._yield_frame`, or with the marker not looked for in `is_torn_at_birth`."""
     with opened(tmp_path / "s", limit_bytes=1 << 20, segment_bytes=9000) as spool:
         known = {number: batch(number, rows=1) for number in range(1, 5)}
         for put in known.values():
@@ -462,6 +463,7 @@ def test_a_bit_flipped_at_any_byte_is_found_and_nothing_else_is_lost(tmp_path: P
             if found is not None:
                 assert (found.holes, found.batches, found.torn) == (holes, len(batches), cuts)
             if offset < places[0][0]:
+                assert not cuts
                 assert len(batches) == len(known) - len(places)
             else:
                 assert len(batches) == len(known) - 1
@@ -607,7 +609,7 @@ def test_bytes_cut_out_of_the_middle_lose_only_what_they_held(tmp_path: Path) ->
 
 
 def test_several_holes_of_one_segment_account_for_all_that_is_lost(tmp_path: Path) -> None:
-    """Fails with `_explain` telling nothing, or telling it for every hole."""
+    """Fails with `lost` not told by `SpoolReader._explain`."""
     files, (first, second, third) = three_segments(tmp_path / "s")
     frames = frames_of(files[1])
     for index in (1, 3):
@@ -805,7 +807,7 @@ def test_after_a_failed_fsync_the_frame_goes_into_another_file(
 def test_a_frame_that_no_fsync_took_is_not_acknowledged(
     tmp_path: Path, disk: Disk, truncates: bool, before: int
 ) -> None:
-    """Fails with `first_after` not asked for by the reader: the frame that was taken back would come out."""
+    """Fails with `_following_count` not asked for in `SpoolReader.next`: what was taken back would come out."""
     with opened(tmp_path / "s", fsync="batch") as spool:
         for number in range(before):
             spool.append(batch(number + 1))
@@ -1100,7 +1102,7 @@ def test_many_dropped_segments_leave_one_small_file(tmp_path: Path) -> None:
 
 
 def test_a_segment_that_is_being_read_is_not_dropped(tmp_path: Path) -> None:
-    """Fails with `segment.number > reading` left out of `Spool.drop_oldest`."""
+    """Fails with what is being read not asked for in `Spool.drop_oldest`."""
     spool, inside = grown(tmp_path / "s")
     assert numbers(spool.peek(2)) == [1, 2]
     spool.advance(spool.peek(1)[0].position)
@@ -1118,6 +1120,23 @@ def test_the_segment_being_written_is_not_dropped(tmp_path: Path) -> None:
         spool.append(batch(1))
         assert spool.drop_oldest() is None
         assert numbers(drained(spool)) == [1]
+
+
+def test_what_was_peeked_is_not_dropped_though_it_moved_to_another_file(tmp_path: Path, disk: Disk) -> None:
+    """Fails with `segment.header.first >= read` left out of `Spool.drop_oldest`."""
+    clock = FakeClock()
+    with opened(tmp_path / "s", fsync="interval", fsync_interval_s=10, clock=clock, **SMALL) as spool:
+        for number in (1, 2, 3):
+            spool.append(batch(number))
+        assert numbers(spool.peek(3)) == [1, 2, 3]
+        clock.advance(10)
+        disk.fail = {"fsync": [errno.EIO]}
+        spool.sync()
+        for number in range(4, 60):
+            spool.append(batch(number))
+        gone = spool.drop_oldest()
+        assert gone is not None and gone.segment > 2
+        assert numbers(drained(spool))[:4] == [1, 2, 3, 4]
 
 
 def test_damage_beside_what_was_dropped_is_told_apart(tmp_path: Path) -> None:
@@ -1147,7 +1166,7 @@ def test_a_drop_that_a_crash_interrupted_is_finished(tmp_path: Path, monkeypatch
     assert spool.bytes == size
     spool.close()
     with opened(tmp_path / "s") as spool:
-        assert spool.bytes < size
+        assert spool.bytes == whole_size(tmp_path / "s") < size
         assert numbers(drained(spool)) == ["dropped", *[n for some in inside[1:] for n in some]]
 
 
