@@ -16,6 +16,7 @@ from collector.budget import Budget
 from collector.errors import BadFrame, BookDiffers, ConnectionLost, StaleConnection, VenueRefused
 from collector.records import Book, BookChange, Message, Refused, Reply
 from controllers.frames import CLOSE, PING, PONG, TEXT
+from controllers.silence import KnownSilences
 from controllers.websocket import WSController
 from tests.controllers.venue import check_sums
 from tests.fakes import FakeClock, FakeRest, HeardLog, Stored, counted, make_setup
@@ -116,11 +117,20 @@ class Connection:
 class Stage:
     """A controller, its clock, and what REST answers."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, cls: type[Played] = Played, *markets: str, **options: Any):
+    def __init__(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        cls: type[Played] = Played,
+        *markets: str,
+        silences: KnownSilences | None = None,
+        **options: Any,
+    ) -> None:
         self._patch = monkeypatch
         self.clock = FakeClock()
         self.log = HeardLog()
-        self.setup = make_setup(clock=self.clock, log=self.log, **options)
+        self.setup = dataclasses.replace(
+            make_setup(clock=self.clock, log=self.log, **options), silences=silences or KnownSilences()
+        )
         self.controller = cls(markets or ("BTC-KRW",), self.setup)
         self.stored = Stored(self.setup.intake)
         self.rest = FakeRest(monkeypatch, self.clock)

@@ -1,6 +1,7 @@
 """What the supervisor asks before one generation of a controller takes over from another."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,7 @@ class Aging(Played):
 
 @pytest.fixture
 def stage(monkeypatch: pytest.MonkeyPatch) -> Build:
-    def build(cls: type[Played] = Played, *markets: str, **options: object) -> Stage:
+    def build(cls: type[Played] = Played, *markets: str, **options: Any) -> Stage:
         return Stage(monkeypatch, cls, *markets, **options)
 
     return build
