@@ -145,11 +145,14 @@ class Proxy:
                 passed[way] += len(piece)
                 if way == "down" and passed is self.passed and len(self.head) < 8192:
                     self.head += piece
+        if "reset" in passed:
+            return False  # no farewell from this side either
         if left is None or toxic.ending == "close":
             for end in (source, sink):
                 end.shutdown(socket.SHUT_RDWR)
             return False
         if toxic.ending == "reset":
+            passed["reset"] = 1
             for end in (source, sink):
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 end.shutdown(socket.SHUT_RD)

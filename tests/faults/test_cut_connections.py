@@ -55,7 +55,7 @@ def ends_well(house: House, *, expected: Sequence[str] = ()) -> None:
 @pytest.mark.parametrize("way", ["down", "up"])
 @pytest.mark.parametrize("exchange", dose(["upbit"], ["upbit", "bithumb", "coinone", "korbit", "gopax"]))
 def test_a_connection_cut_at_every_byte_of_its_beginning(way: str, exchange: str, tmp_path: Path) -> None:
-    """Mutation: let `Connection` catch nothing but `WebSocketException`, or `WSController.run_once` end no epoch."""
+    """Mutation: let `Connection` catch nothing but `WebSocketException`, or take an end for silence in `receive`."""
     options = {exchange: {"transport": "websocket"}} if exchange == "bithumb" else {}
     with through_a_proxy(tmp_path, exchange) as (house, proxy):
         house.start(options=options)

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from collector.records import Record
+from controllers.feed import HeardFeed
 from controllers.upbit import Upbit
 from tests.conftest import ROOT
 from tests.faults.dose import dose
@@ -23,7 +25,7 @@ Block = Callable[[threading.Event], None]
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_an_error_at_any_line_costs_no_message_in_silence(seed: int, tmp_path: Path) -> None:
-    """Mutation: take the call of `distrust` out of `Controller.end_epochs`, or out of `Controller.anchor`.
+    """Mutation: take the call of `distrust` out of `Controller.end_epochs`.
 
     What ends a thread (`SystemExit`, or anything else that is no `Exception`) is left to the supervisor, mutation: take
     `elif not worker.alive` out of `Supervisor._look_after`.
@@ -42,6 +44,32 @@ def test_an_error_at_any_line_costs_no_message_in_silence(seed: int, tmp_path: P
 
     assert result.returncode == 0, (result.stdout + result.stderr)[-5000:]
     assert result.stdout.count(" at ") >= THROWS, "it was thrown as often"
+
+
+def test_an_error_while_an_epoch_is_ended_does_not_carry_it_into_the_next_connection(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Mutation: take the call of `distrust` out of `Controller.anchor`."""
+    end = HeardFeed.end
+    struck: list[str] = []
+
+    def end_or_strike(feed: HeardFeed, reason: str, heard_at_us: int) -> list[Record]:
+        if not struck:
+            struck.append(reason)
+            raise MemoryError
+        return end(feed, reason, heard_at_us)
+
+    with House(tmp_path, "upbit") as house:
+        house.start()
+        house.goes_on()
+        monkeypatch.setattr(HeardFeed, "end", end_or_strike)
+        house.simulator.fault("disconnect", "upbit")
+        house.until(lambda: struck, what="the error")
+        house.goes_on()
+        verdict = house.stop()
+
+    assert verdict.good, "\n".join([str(verdict), *verdict.notes])
+    assert epochs(house.database, "UPBIT") == ["disconnect", "stop"]
 
 
 def blocked(free: threading.Event) -> None:
