@@ -38,7 +38,7 @@ def ends_well(daemon: Daemon, simulator: Simulator, ledger: Path) -> None:
 def test_sixty_four_descriptors_are_enough_and_none_left_is_borne(
     simulator: Simulator, tmp_path: Path, daemons: list[Daemon]
 ) -> None:
-    """Mutation: let `Connection.__init__` catch no `OSError`, so that a connection that can't be made ends a thread."""
+    """Mutation: leave the error out of what `Connection` raises, so that `could not connect` is all that is said."""
     daemon = Daemon(tmp_path, options(simulator))
     daemons.append(daemon)
     daemon.before = ["prlimit", "--nofile=64:4096"]
