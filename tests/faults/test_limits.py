@@ -52,7 +52,7 @@ def test_sixty_four_descriptors_are_enough_and_none_left_is_borne(
         resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (3, 4096))
         simulator.fault("disconnect", "upbit")
         wait_until(lambda wanted=time: "disconnect" in daemon.reasons()[wanted:], START_S, "the gap is declared")  # type: ignore[misc]
-        wait_until(lambda: daemon.logged("Too many open files"), START_S, "and said")
+        wait_until(lambda: daemon.logged("WebSocket error: could not connect: [Errno 24]"), START_S, "and said")
         # 2. Whoever has what it needs goes on, the store as well.
         daemon.goes_on(exchange="coinone")
         assert simulator.connections("upbit") == 0
