@@ -325,9 +325,7 @@ def test_every_setting_is_in_the_document() -> None:
     schema = json_schema()
     rows = {row[1]: row[0] for row in re.finditer(r"(?m)^\| `([^`]+)` \|.*$", text)}
     wanted = dict(leaves(schema, schema, ""))
-    assert set(rows) == set(wanted) | {*PATH_VARIABLES, *SECRET_VARIABLES} | {
-        "COLLECTOR_CONFIG"
-    }
+    assert set(rows) == set(wanted) | {*PATH_VARIABLES, *SECRET_VARIABLES} | {"COLLECTOR_CONFIG"}
     for name, setting in wanted.items():
         assert setting["description"] in rows[name], name
         if setting.get("default") is not None:
