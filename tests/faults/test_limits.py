@@ -38,7 +38,7 @@ def ends_well(daemon: Daemon, simulator: Simulator, ledger: Path) -> None:
 def test_sixty_four_descriptors_are_enough_and_none_left_is_borne(
     simulator: Simulator, tmp_path: Path, daemons: list[Daemon]
 ) -> None:
-    """Mutation: `EpochEnded` left out of `HeardFeed._ended`; for `make faults` also the error left out in `Connection`."""
+    """Mutation: leave `EpochEnded` out of `HeardFeed._ended`; in `make faults` also the error out of `Connection`."""
     daemon = Daemon(tmp_path, options(simulator))
     daemons.append(daemon)
     daemon.before = ["prlimit", "--nofile=64:4096"]
