@@ -88,14 +88,19 @@ class Writer(Worker):
             self.log.warning("spool_left", batches=self.backlog.batches, bytes=self.backlog.bytes)
         busy = False
         while not self._is_done():
-            if self._batch is None:
-                if not self.stopping.is_set():
-                    self.intake.wait(0 if busy else self._batch_s)
-                self._take()
-            if self._batch is not None:
-                self._put_away(self._batch)
-            busy = self._drain() or self._keep_house()
-            self.beat()
+            if self._batch is None and not self.stopping.is_set():
+                self.intake.wait(0 if busy else self._batch_s)
+            busy = self.cycle()
+
+    def cycle(self) -> bool:
+        """Put the next batch where it belongs, then drain or keep house; return whether there is more of the latter."""
+        if self._batch is None:
+            self._take()
+        if self._batch is not None:
+            self._put_away(self._batch)
+        busy = self._drain() or self._keep_house()
+        self.beat()
+        return busy
 
     def finish(self) -> bool:
         """Write what came after the last cycle and note the end of the run; for when the thread has ended in order.
