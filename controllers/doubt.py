@@ -63,9 +63,17 @@ class DoubtingController(Controller):
             self._mind_the_unheard(feed, now_us)
             self._mind_the_unanswered(feed, now_us)
         if self._probe is not None:
+            self._doubt_who_waits(self._probe, now_us)
             self._judge(self._probe, now_us)
         else:
             self._doubt(now_us)
+
+    def _doubt_who_waits(self, probe: Probe, now_us: int) -> None:
+        # One comparison at a time: data that comes before a feed's turn does not tell what its silence held.
+        if not self.changes_only:
+            for feed in self.feeds.values():
+                if feed.epoch and feed is not probe.feed and self._is_due(feed, now_us):
+                    feed.doubted = True
 
     def _mind_the_unheard(self, feed: HeardFeed, now_us: int) -> None:
         first_us = _patience(feed).first_us

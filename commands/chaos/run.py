@@ -22,7 +22,7 @@ from collector.settings import CONFIG_VARIABLE, PATH_VARIABLES, SECRET_VARIABLES
 from commands.chaos.clock import NoCompiler, SteppedClock
 from commands.chaos.schedule import EXCHANGES, Act, schedule
 from commands.chaos.stores import Subject
-from simulator import Simulator
+from simulator import Simulator, Timing
 from simulator.judge import Verdict, judge
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,6 +30,7 @@ TICK_S = 0.05
 LIVE_S = 60.0  # all is live again so long after the last fault, at the most
 END_S = 30.0
 RATE_HZ = 10.0
+HEARTBEATS = Timing(status_s=1, ping_s=1)  # so that data can stop while they go on
 MARKETS = ("BTC-KRW", "ETH-KRW")
 ENDED_BY_US = ("database", "disk_full")  # what lasts otherwise ends by itself
 PROGRAM = ("-m", "commands.chaos.child")
@@ -83,7 +84,9 @@ class Chaos:
         self.acts = schedule(seed, seconds, kills, kinds=kinds, outages=subject.outages)
         self._ledger = folder / "ledger.jsonl"
         self._spool = folder / "spool"
-        self._simulator = Simulator(EXCHANGES, MARKETS, seed=seed, rate_hz=RATE_HZ, ledger=self._ledger)
+        self._simulator = Simulator(
+            EXCHANGES, MARKETS, seed=seed, rate_hz=RATE_HZ, timing=HEARTBEATS, ledger=self._ledger
+        )
         self._port = _free_port()
         self._clock = self._make_clock()
         self._daemon: subprocess.Popen[bytes] | None = None

@@ -6,6 +6,7 @@ The script of a connection is a generator: what it yields is received, and betwe
 import dataclasses
 import json
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -488,6 +489,37 @@ def test_data_before_the_answer_begins_an_epoch_of_its_own(stage: Build) -> None
     assert not scene.probes()
     assert scene.stored.reasons == ["stale", "stop"]
     assert [len(epoch.rows) for epoch in scene.stored.of("BTC-KRW")] == [1, 1]
+
+
+@pytest.mark.parametrize(("answered", "reasons"), [(False, ["stop", "stale", "stop"]), (True, ["stop", "stop"])])
+def test_data_before_a_market_s_turn_to_be_compared_begins_an_epoch_of_its_own(
+    stage: Build, answered: bool, reasons: list[str]
+) -> None:
+    """Both markets of a connection stall, one is being asked about when the data comes back.
+
+    Mutation: leave out `_doubt_who_waits`.
+    """
+    scene = stage(Played, "BTC-KRW", "ETH-KRW")
+
+    def steps() -> Steps:
+        yield scene.frame(BOOK, after=0)
+        yield scene.frame(BOOK | {"market": "ETH-KRW"}, after=0)
+        scene.rest.answers.extend([BOOK, BOOK])
+        gate = scene.rest.gate = threading.Event()
+        for _ in range(12):
+            scene.clock.advance(1)
+            yield [(PONG, b"")]
+        assert not scene.probes()
+        if answered:
+            gate.set()
+            yield from scene.chatter(6)
+        yield scene.frame(OTHER | {"market": "ETH-KRW"}, after=0.5)
+        gate.set()
+        scene.probed()
+
+    scene.play(steps())
+    assert Counter(scene.stored.reasons) == Counter(reasons)
+    assert scene.probes() == ({"agreed": 2} if answered else {})
 
 
 def test_an_answer_that_the_socket_has_overtaken_agrees_where_a_book_is_kept_from_changes(stage: Build) -> None:
