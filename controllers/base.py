@@ -327,6 +327,24 @@ class Controller(Worker):
                 feed.lost(reason, feed.marked_at_us)
             feed.forget()
 
+    def _begin_anew(self, reason: str, now_us: int) -> None:
+        # Every book stays as it is, and so does the connection: what was covered goes on in another epoch at once, so
+        # that a market which says nothing for hours is not left without one, or connected to anew, for our own reasons.
+        # A polled one has its next answer soon, and what is in doubt needs data.
+        go_on = [feed for feed in self.feeds.values() if feed.epoch and not feed.doubted and not self.sampled]
+        for feed in self.feeds.values():
+            self.end_epoch(feed, reason)
+        self.anchor()
+        for feed in go_on:
+            for record in feed.reopen(now_us, self._offset_us):
+                self._records.append(record)
+                if type(record) is EpochOpened:
+                    self._owners[record.epoch] = feed
+                elif type(record) is BookRow:
+                    feed.tally["received"] += 1
+                    self._bytes += len(record.bids or "") + len(record.asks or "")
+                self._touched[feed] = None
+
     def anchor(self) -> None:
         """Take the difference between wall and monotonic clock anew; only where no epoch is open."""
         if any(feed.epoch for feed in self.feeds.values()):  # an error struck while the last run was ended
@@ -339,13 +357,10 @@ class Controller(Worker):
         step_us = self.clock.wall_us() - now_us - self._offset_us
         if abs(step_us) > CLOCK_STEP_US:
             self.log.warning("clock_step", seconds=round(step_us / 1e6, 3))
-            for feed in self.feeds.values():
-                self.end_epoch(feed, "clock")  # the book itself stays known and opens the next epoch
-            self.anchor()
+            self._begin_anew("clock", now_us)
         if self._renewals != self.setup.intake.renewals:  # what the store has of these epochs has a hole now
             self._renewals = self.setup.intake.renewals
-            for feed in self.feeds.values():
-                self.end_epoch(feed, self.setup.intake.renewed_for)
+            self._begin_anew(self.setup.intake.renewed_for, now_us)
         for feed in self.feeds.values():
             heard_at_us = max(self._heard_at_us, feed.confirmed_at_us)
             if feed.epoch and heard_at_us > feed.marked_at_us and now_us - feed.marked_us >= MARK_EVERY_US:

@@ -236,6 +236,17 @@ class HeardFeed:
             self.epoch, exchange.upper(), market, channel, facts.transport, self.opened_us, facts.depth, verdict
         )
 
+    def reopen(self, at_us: int, offset_us: int) -> list[Record]:
+        """Open another epoch with the book as it is, where the connection goes on and only the record of it broke off.
+
+        Nothing of it is confirmed before the next message, or the next comparison. Returns nothing if no book is known.
+        """
+        records: list[Record] = []
+        if self.book.known and not self.epoch:
+            as_it_is = BookChange(self.market, {}, {}, None, self.sequence)
+            self._row(as_it_is, [], [], False, at_us, offset_us, records)
+        return records
+
     def end(self, reason: str, heard_at_us: int) -> list[Record]:
         """End the epoch where the feed was last heard; return the last mark and the end, nothing if none is open."""
         if not self.epoch:

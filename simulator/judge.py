@@ -191,7 +191,7 @@ class _Clock:
 
     def doubt_us(self, track: Track) -> int:
         """Tell how far a stretch of messages would be from where it should be."""
-        return min(abs(min(track.ahead_us) - seen_us) for seen_us in self._seen_us)
+        return min((abs(min(track.ahead_us) - seen_us) for seen_us in self._seen_us if track.ahead_us), default=0)
 
 
 class _JudgedFeed:
@@ -215,10 +215,13 @@ class _JudgedFeed:
             self._claims.append(_Claim(epoch, epoch.opened_us, epoch.confirmed_until_us))
             return
         stream.goes_on(track)
+        if not track.ahead_us:  # no message tells how wrong the clock was, so nobody can say what it claims
+            self._claims.append(_Claim(epoch, 0, 0, stream, track))
+            return
         clock.seen(track)
         # The clock is wrong by as much, or the messages took so long: then the claim ends earlier.
         ahead_us = max(track.ahead_us[0], track.ahead_us[-1])
-        from_us = stream.messages[track.first].time_us
+        from_us = epoch.opened_us - ahead_us if track.first < 0 else stream.messages[track.first].time_us
         self._claims.append(_Claim(epoch, from_us, epoch.confirmed_until_us - ahead_us, stream, track))
 
     def _place(self, epoch: Epoch, clock: "_Clock") -> tuple[Stream | None, Track | None, str]:

@@ -31,7 +31,7 @@ class _NoFit(Exception):
 class Track:
     """The stretch of a stream that an epoch holds."""
 
-    first: int
+    first: int  # -1 where the epoch goes on with the book that the one before it left
     held: dict[int, bool]  # messages that coverage accounts for; true: it changed nothing
     after: "Walk"
     ahead_us: list[int] = field(default_factory=list)  # of each message with a row: how much later it says it came
@@ -100,17 +100,25 @@ def rebuild(stream: Stream, epoch: Epoch, ledger: SentLedger) -> Track | str:
         return f"{Misfit.UNREADABLE}: {error}"
     problem: str = Misfit.NEVER_SENT
     walk = stream.walk.copy()
-    while walk.index < len(stream.messages):
-        message = stream.messages[walk.index]
-        if _may_open(walk, message, epoch.rows[0]) and _opens(walk, message, first, ledger):
-            try:
-                return _Attempt(stream, epoch, ledger).begin(walk.copy())
-            except _NoFit as error:
-                problem = str(error)
-            except _Unreadable as error:
-                return f"{Misfit.UNREADABLE}: {error}"
-        _take(walk, stream, ledger)
-    return problem
+    may_go_on = epoch.rows[0].venue_us is None  # what no message brought has no time of the exchange
+    while True:
+        try:
+            if may_go_on and walk.known and walk.book == first:
+                try:
+                    return _Attempt(stream, epoch, ledger).go_on(walk.copy())
+                except _NoFit as error:
+                    problem = str(error)
+            if walk.index == len(stream.messages):
+                return problem
+            message = stream.messages[walk.index]
+            if _may_open(walk, message, epoch.rows[0]) and _opens(walk, message, first, ledger):
+                try:
+                    return _Attempt(stream, epoch, ledger).begin(walk.copy())
+                except _NoFit as error:
+                    problem = str(error)
+        except _Unreadable as error:
+            return f"{Misfit.UNREADABLE}: {error}"
+        _take(walk, stream, ledger, follow=stream.changes or may_go_on)
 
 
 def _may_open(walk: Walk, message: Sent, row: Row) -> bool:
@@ -134,11 +142,11 @@ def _opens(walk: Walk, message: Sent, first: Book, ledger: SentLedger) -> bool:
     return len(walk.book[0]) - len(first[0]) in range(-len(bids), len(bids) + 1)  # near enough to be tried
 
 
-def _take(walk: Walk, stream: Stream, ledger: SentLedger) -> None:
-    """Go past the next message."""
+def _take(walk: Walk, stream: Stream, ledger: SentLedger, *, follow: bool) -> None:
+    """Go past the next message; `follow`: and take what it says into the book."""
     message = stream.messages[walk.index]
     walk.index += 1
-    if message.withheld or message.what not in ("book", "change") or not stream.changes:
+    if message.withheld or message.what not in ("book", "change") or not follow:
         return  # a book that comes complete depends on nothing before it
     if message.what == "change" and not walk.known:
         walk.early.append(walk.index - 1)
@@ -249,6 +257,12 @@ class _Attempt:
         if self._stream.messages[first].what == "book":
             walk.book, walk.sequence = ({}, {}), None  # whatever came before
         return self._go_on(walk, _Rows(self._epoch.rows), Track(first, {}, walk))
+
+    def go_on(self, walk: Walk) -> Track:
+        """Try it with the book as it is; nothing was sent that would have begun it."""
+        rows = _Rows(self._epoch.rows)
+        rows.next()
+        return self._go_on(walk, rows, Track(-1, {}, walk))
 
     def _go_on(self, walk: Walk, rows: _Rows, track: Track) -> Track:
         stream, frames, held = self._stream, self._epoch.frames, track.held

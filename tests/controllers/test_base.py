@@ -465,21 +465,64 @@ def test_the_good_half_of_a_rejected_frame_is_in_no_book() -> None:
         assert sides(second)[0] == {Decimal(10): Decimal(3)}
 
 
-def test_a_stepped_clock_ends_every_epoch_and_the_next_row_opens_one_with_all_of_the_book() -> None:
-    stage = Stage(Changing)
+@pytest.mark.parametrize("step_s", [-3600, 3600, -2, 86_400])
+def test_a_stepped_clock_begins_every_epoch_anew_with_all_of_the_book(step_s: int) -> None:
+    """The mutation that must make this fail: look at no clock in `tick`."""
+    stage = Stage(Changing, "BTC-KRW", "ETH-KRW")
     stage.hear(book({10: 1, 9: 1}, sequence=1))
-    stage.clock.step_wall(-3600)
+    stage.clock.step_wall(step_s)
     stage.tick()
-    first = stage.stored.only
+    assert stage.log.of("clock_step") == [{"seconds": float(step_s)}]
+    first, second = stage.stored.of("BTC-KRW")
     assert first.reason == "clock"
-    assert stage.log.of("clock_step") == [{"seconds": -3600.0}]
-    stage.hear(change({10: 2}, sequence=2))
-    second = stage.stored.last
+    assert first.ended is not None
+    assert first.ended.ended_us == NOON_US + 100_000, "when it was last heard, by the clock as it was"
     assert second.opened.opened_us == stage.clock.wall_us()
-    assert second.rows[0].at_us == 0
-    assert sides(second)[0] == {Decimal(10): Decimal(2), Decimal(9): Decimal(1)}
+    assert (second.rows[0].at_us, second.rows[0].lag_us, second.rows[0].sequence) == (0, None, 1)
+    assert sides(second)[0] == {Decimal(10): Decimal(1), Decimal(9): Decimal(1)}
     stage.hear(change({10: 3}, sequence=3), after=7)
     assert second.rows[1].at_us == 7_000_000
+    assert sides(second)[0] == {Decimal(10): Decimal(3), Decimal(9): Decimal(1)}
+    assert not stage.stored.of("ETH-KRW"), "what had no book gets none by it"
+    assert stage.counts["stored"] == 2
+
+
+def test_what_a_stepped_clock_began_anew_is_confirmed_by_nothing_but_data() -> None:
+    """The mutation that must make this fail: count the frames of the epoch before."""
+    stage = Stage()
+    stage.hear(book())
+    stage.clock.step_wall(3600)
+    stage.tick()
+    opened_us = stage.stored.last.opened.opened_us
+    stage.controller._heard_at_us = stage.clock.advance(5)
+    stage.tick()
+    mark = stage.stored.last.mark
+    assert mark is not None
+    assert (mark.confirmed_until_us, mark.frames) == (opened_us, 0)
+    assert mark.heard_until_us == opened_us + 5_000_000
+    stage.hear(book({10: 2}))
+    assert stage.stored.last.frames == 1
+    assert len(stage.stored.last.rows) == 2
+
+
+def test_what_was_in_doubt_when_the_clock_was_set_waits_for_data() -> None:
+    """The mutation that must make this fail: carry over what is doubted, too."""
+    stage = Stage()
+    stage.hear(book())
+    stage.controller.feeds["BTC-KRW"].doubted = True
+    stage.clock.step_wall(3600)
+    stage.tick()
+    assert stage.stored.reasons == ["clock"]
+    stage.hear(book({10: 2}))
+    assert stage.stored.reasons == ["clock", None]
+
+
+def test_a_polled_book_begins_anew_with_its_next_answer() -> None:
+    stage = Stage(Polled)
+    stage.hear(book())
+    stage.clock.step_wall(3600)
+    stage.tick()
+    assert stage.stored.reasons == ["clock"]
 
 
 def test_a_clock_that_is_adjusted_by_less_than_a_second_breaks_nothing() -> None:

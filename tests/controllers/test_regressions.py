@@ -196,17 +196,22 @@ def test_a_quiet_market_is_heard_again_after_a_rejected_frame(monkeypatch: pytes
     assert scene.clock.monotonic_us() - 5_000_000 <= 32_000_000
 
 
-def test_a_quiet_market_is_heard_again_after_the_clock_was_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_quiet_market_goes_on_after_the_clock_was_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mutation that must make this fail: end the epochs at a step and open none."""
     scene = Stage(monkeypatch)
 
     def steps() -> Steps:
         yield scene.frame(BOOK, after=0)
         scene.clock.step_wall(-3600)
+        scene.rest.answers.extend([BOOK] * 9)
         yield from scene.chatter(60)
 
-    with pytest.raises(StaleConnection, match="subscribing anew"):
-        scene.play(steps())
-    assert scene.stored.reasons == ["clock"]
+    scene.play(steps())
+    assert scene.stored.reasons == ["clock", "stop"]
+    second = scene.stored.last
+    assert second.mark is not None
+    assert second.mark.confirmed_until_us > second.opened.opened_us + 30_000_000, "its REST book agreed"
+    assert scene.seconds[0] == 12, "ten seconds after the step"
 
 
 def test_a_market_that_never_spoke_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

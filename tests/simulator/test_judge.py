@@ -464,6 +464,51 @@ def test_two_epochs_share_a_subscription_in_order(file: Tale) -> None:
     assert not _again(file).good
 
 
+def _carried(tale: Tale, clock_s: int) -> None:
+    """An epoch that a stepped clock ended, and one that goes on with its book before anything else is sent."""
+    name = tale.connect()
+    first = tale.epoch(reason="clock")
+    for number in range(1, 4):
+        tale.send(name, number, bids(number), ASKS)
+        tale.hear(first, number, bids(number) if number == 1 else [("100", str(number))], ASKS if number == 1 else None)
+    second = tale.epoch(at=5, clock_us=clock_s * S)
+    tale.hear(second, 5, bids(3), ASKS, venue_us=None)
+    tale.epochs[1]["frames"] = 0
+    for number in range(6, 9):
+        tale.send(name, number, bids(number), ASKS)
+        tale.hear(second, number, [("100", str(number))], None)
+
+
+@pytest.mark.parametrize("clock_s", [-3600, 0, 3600])
+def test_an_epoch_may_go_on_with_the_book_of_the_one_before(file: Tale, clock_s: int) -> None:
+    _carried(file, clock_s)
+    verdict = file.judged()
+    assert verdict.good and verdict.stored == 6, verdict.notes
+
+
+def test_what_goes_on_must_be_the_book_as_it_was_and_account_for_what_it_holds(file: Tale) -> None:
+    _carried(file, 3600)
+    file.rows[3]["bids"] = json.dumps(bids(2))
+    assert file.judged().wrong == 1
+    file.rows[3]["bids"] = json.dumps(bids(3))
+    file.epochs[1]["frames"] = 2
+    assert _again(file).wrong == 1
+
+
+def test_a_message_between_two_that_are_held_is_missed_where_an_epoch_goes_on(file: Tale) -> None:
+    _carried(file, 3600)
+    file.send("1", 7.5, bids(70), ASKS)
+    assert not file.judged().good
+
+
+def test_an_epoch_that_goes_on_and_hears_nothing_more_claims_nothing(file: Tale) -> None:
+    _carried(file, 3600)
+    del file.rows[4:], file.lines[-3:]
+    file.epochs[1]["frames"] = 0
+    verdict = file.judged()
+    assert verdict.good and verdict.stored == 3, verdict.notes
+
+
 # --- sequences --------------------------------------------------------------------------------------------------------
 
 
