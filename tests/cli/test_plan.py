@@ -138,7 +138,7 @@ def test_what_belongs_to_the_exchange_replaces_no_connection(tmp_path: Path, opt
 
 
 def test_new_keys_replace_the_connections_that_sign_with_them(tmp_path: Path) -> None:
-    """The mutation that must make this fail: `compare=False` for `keys`."""
+    """The mutation that must make this fail: `compare=False` for the keys of a `Connection`."""
     signed = {"gopax": {"auth": True}, "upbit": {}}
     assert shown(change(tmp_path, signed, signed, keys="new")) == [
         (["gopax BTC-KRW websocket"], ["gopax BTC-KRW websocket"])

@@ -10,6 +10,7 @@ import pytest
 from collector.errors import ConfigError
 from controllers import Controller
 from controllers.gopax import Gopax
+from controllers.upbit import Upbit
 from controllers.websocket import WSController
 from tests.cli.running import KEY, SECRET, Running
 
@@ -37,7 +38,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 
 def test_a_market_that_joins_a_connection_costs_its_neighbour_nothing(start: Start) -> None:
-    """The mutation that must make this fail: stop the old connection before the new one is heard."""
+    """The mutation that must make this fail: `return "done"` whatever `Takeover.look` finds."""
     running = start("upbit", "korbit")
     running.exchange("upbit", markets=[BTC], markets_per_connection=2)
     running.exchange("korbit")
@@ -146,7 +147,7 @@ def test_another_transport_takes_over_without_a_gap(start: Start) -> None:
 
 
 def test_new_keys_are_used_by_a_connection_that_takes_over(start: Start) -> None:
-    """The mutation that must make this fail: let `Connection` compare without its keys."""
+    """The mutation that must make this fail: `compare=False` for the keys of a `Connection`."""
     running = start("gopax", "upbit")
     running.exchange("gopax", auth=True, probe_interval_s=1)
     running.exchange("upbit")
@@ -184,7 +185,7 @@ def test_new_keys_are_used_by_a_connection_that_takes_over(start: Start) -> None
     ids=["mistakes", "broken", "empty", "gone"],
 )
 def test_a_broken_file_changes_nothing_and_says_why(start: Start, text: str | None) -> None:
-    """The mutation that must make this fail: apply what `load` could read of it."""
+    """The mutation that must make this fail: leave `except ConfigError` out of `Reloader.reload`."""
     running = start("upbit", "korbit")
     running.exchange("upbit")
     running.begin()
@@ -362,7 +363,7 @@ def test_an_old_connection_that_does_not_stop_is_named_and_what_it_still_says_is
 
 @pytest.mark.parametrize("exchange", ["upbit", "gopax"])
 def test_a_connection_is_replaced_before_its_age_without_a_gap(start: Start, exchange: str) -> None:
-    """The mutation that must make this fail: `seamlessly and False` in `Controller.covered_by`, and no `settled`."""
+    """The mutation that must make this fail: `return "done"` whatever `Takeover.look` finds."""
     running = start(exchange, "korbit")
     running.exchange(exchange, connection_age_s=3, probe_interval_s=1)
     running.exchange("korbit")
@@ -379,6 +380,27 @@ def test_a_connection_is_replaced_before_its_age_without_a_gap(start: Start, exc
     running.heard_without_a_gap(exchange, epochs=generation, or_more=True)
     assert set(running.epochs(exchange)) == {"superseded", "stop"}
     assert f"has taken over: {name} generation=2 why=planned" in running.logged()
+
+
+def test_a_market_that_says_nothing_is_left_only_after_a_sign_of_life(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mutation that must make this fail: `seamlessly and False` in `Controller.covered_by`."""
+    monkeypatch.setattr(Upbit, "keepalive_s", 1.5)
+    running = start("upbit")
+    running.exchange("upbit")
+    running.begin()
+    running.simulator.fault("quiet")
+    running.until(lambda: float(running.feeds()[0]["age_s"]) > 0.3, what="silence")
+
+    running.exchange("upbit", stale_s=50)
+    running.write()
+    assert running.hang_up()
+    running.taken_over()
+    running.simulator.fault("clear")
+    running.goes_on(frames=3)
+    running.finish()
+    running.heard_without_a_gap("upbit", epochs=2)
 
 
 def test_connections_of_one_exchange_are_replaced_one_after_the_other(start: Start) -> None:

@@ -368,7 +368,7 @@ def test_a_reload_that_raises_ends_nothing(running: Start, wait_until: WaitUntil
 def test_what_goes_wrong_with_one_worker_keeps_nobody_from_the_others(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The mutation that must make this fail: call `_look_after` without `_guarded`."""
+    """The mutation that must make this fail: call `_ask_for_replacement` without `_guarded`."""
 
     def broken() -> bool:
         raise RuntimeError("our bug")

@@ -161,7 +161,7 @@ ENDS = ("TERM", "INT", "INT INT", "TERM INT", "HUP TERM")
 
 
 def test_signals_at_random_moments(simulator: Simulator, tmp_path: Path, daemons: list[Daemon]) -> None:
-    """The mutations that must make this fail: `apply` before a mistake is found; `return 0` for a writer abandoned."""
+    """The mutation that must make this fail: leave `ignore_signals` out of the command line (in some rounds)."""
     plan = options(simulator, probe_interval_s=1)
     plan["upbit"] = {**plan["upbit"], **SHARED}  # type: ignore[dict-item]
     daemon = Daemon(tmp_path, plan)
