@@ -2,6 +2,7 @@
 
 import shlex
 import shutil
+import signal
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -95,6 +96,7 @@ def _run(
 ) -> "Outcome":
     from commands.chaos.run import Chaos
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends everything that was begun, as Ctrl-C does
     with _progress() as progress:
         task = progress.add_task("chaos", total=seconds)
         with Chaos(

@@ -1,10 +1,12 @@
 """The daemon of a chaos run: the program itself, and beside it a thread that ends threads by name when it is told to.
 
-Orders come line by line on standard input. Nothing of this is in the program that users run.
+Orders come line by line on standard input; where that ends, so does the process: whoever gave them is gone. Nothing of
+this is in the program that users run.
 """
 
 import ctypes
 import os
+import signal
 import threading
 from collections.abc import Iterator
 
@@ -26,6 +28,7 @@ def _obey() -> None:
         if found:
             thread = ctypes.c_ulong(found[int(nth) % len(found)] or 0)
             ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, ctypes.py_object(SystemExit))  # wherever it is
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 if __name__ == "__main__":
