@@ -21,7 +21,7 @@ from tests.faults.house import House
 
 MARKETS = ("BTC-KRW", "ETH-KRW", "XRP-KRW")
 KEY, SECRET = "key-canary-7d1f", "c2VjcmV0LWNhbmFyeS03ZDFm"
-PATIENT = Timing(rest_limits=False, connects_per_s=100_000, connections_max=1000)
+PATIENT = Timing(rest_limits=False, connects_per_s=100_000, connections_max=1000, status_s=1.0)
 
 Book = tuple[frozenset[tuple[Decimal, Decimal]], frozenset[tuple[Decimal, Decimal]]]
 

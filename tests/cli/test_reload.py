@@ -10,7 +10,6 @@ import pytest
 from collector.errors import ConfigError
 from controllers import Controller
 from controllers.gopax import Gopax
-from controllers.upbit import Upbit
 from controllers.websocket import WSController
 from tests.cli.running import KEY, SECRET, Running
 
@@ -382,11 +381,8 @@ def test_a_connection_is_replaced_before_its_age_without_a_gap(start: Start, exc
     assert f"has taken over: {name} generation=2 why=planned" in running.logged()
 
 
-def test_a_market_that_says_nothing_is_left_only_after_a_sign_of_life(
-    start: Start, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_market_that_says_nothing_is_left_only_after_a_sign_of_life(start: Start) -> None:
     """The mutation that must make this fail: `seamlessly and False` in `Controller.covered_by`."""
-    monkeypatch.setattr(Upbit, "keepalive_s", 1.5)
     running = start("upbit")
     running.exchange("upbit")
     running.begin()
