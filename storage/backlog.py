@@ -4,8 +4,8 @@ Once something waits, everything goes behind it, so order is strict, coverage ma
 and number, which the store commits with it: what is drained twice is there once, whichever process drains it.
 
 Where the spool lost something (dropped to make room, or damaged), the epochs it was part of end in the store where
-their coverage got to, in the transaction of the next batch; what still comes of them is left out. The feeds of this run
-are told to open new ones.
+their coverage got to, in the transaction of the next batch; what still comes of them counts from a complete book on, as
+an epoch of its own (`storage.sieve`). The feeds of this run are told to open new ones.
 """
 
 from collections import Counter
@@ -17,7 +17,7 @@ from collector.intake import Intake
 from collector.log import Log
 from collector.metrics import Metrics
 from collector.records import Delivery, RecordsLost
-from storage.sieve import Sieve
+from storage.sieve import Epochs, Sieve
 from storage.spool import Hole, Spool, Spooled, Tally
 from storage.spool_reader import DROPPED
 from storage.store import Batch, Run, Store
@@ -30,8 +30,8 @@ class Backlog:
     """The way of batches to the store, through the spool or past it; for the writer's thread.
 
     `batches` and `bytes` are how many wait and what they take on disk; any thread may read them, and `age_s`.
-    `drop_oldest`: a full spool makes room at its old end, instead of refusing what is new. `dropped` is called with
-    the numbers of lost book rows by epoch of this run.
+    `drop_oldest`: a full spool makes room at its old end, instead of refusing what is new. `epochs` is what is known of
+    those of this run; `dropped` is called with the numbers of its book rows that are lost, by epoch.
     """
 
     def __init__(
@@ -46,6 +46,7 @@ class Backlog:
         metrics: Metrics,
         drop_oldest: bool = False,
         batch_records: int = 1000,
+        epochs: Epochs,
         dropped: Callable[[Counter[int]], None] = lambda rows: None,
     ) -> None:
         self._spool, self._store, self._run = spool, store, run
@@ -54,7 +55,8 @@ class Backlog:
         self._new = False  # the store had nothing of the last batch, so it has nothing of those behind it either
         self._first = 0  # number of this run's first batch that was kept here; 0: none was
         self._sieved = ""  # the run whose records are looked at one by one, since some of its epochs are not whole
-        self._sieve = Sieve()
+        self._sieve = Sieve((), {})
+        self._epochs = epochs
         self._lost = ""  # why something is missing before the next batch
         self._told = 0  # the hole that was spoken of last
         self._passed: int | None = None  # a hole that nothing came behind yet
@@ -171,9 +173,9 @@ class Backlog:
         if self._sieved == batch.run.uid:
             sieve = self._sieve.after()
         elif not own:  # nobody remembers what of it is whole
-            sieve = Sieve(self._store.open_epochs(batch.run))
+            sieve = Sieve(self._store.open_epochs(batch.run), {})
         elif self._lost:
-            sieve = Sieve()
+            sieve = Sieve((), self._epochs)
         deliveries = batch.deliveries
         if sieve is not None:
             if self._lost:

@@ -17,12 +17,12 @@ from collector.metrics import Metrics
 from collector.records import BookRow, Delivery, EpochEnded, EpochOpened, Feed
 from collector.worker import Backoff, Worker
 from storage.backlog import Backlog
+from storage.sieve import AGAIN, Epochs, remember
 from storage.spool import Spool
 from storage.store import Batch, Run, Store
 
 DRAIN_US = 250_000  # then the intake gets its turn
 PAUSE_AT_STOP_US = 200_000  # the supervisor's patience decides how often the store is tried then, not a long wait
-EPOCHS_MAX = 10_000  # whose feed is remembered: the end of an epoch may be among what is lost
 DRAIN_AT_STOP_US = 3_000_000  # what is left by then waits for the next start
 
 
@@ -57,7 +57,7 @@ class Writer(Worker):
         self._housekeeping = housekeeping
         self._batch: Batch | None = None
         self._number = 0
-        self._feeds: dict[int, Feed] = {}
+        self._epochs: Epochs = {}
         self._retry_us = 0  # not before then is the store tried again
         self._stop_us: int | None = None
         self.committed_us = 0  # wall clock of the newest commit
@@ -74,6 +74,7 @@ class Writer(Worker):
                 metrics=metrics,
                 drop_oldest=drop_oldest,
                 batch_records=batch_records,
+                epochs=self._epochs,
                 dropped=self._count_dropped,
             )
 
@@ -126,9 +127,7 @@ class Writer(Worker):
         for delivery in deliveries:
             for record in delivery.records:
                 if type(record) is EpochOpened:
-                    self._feeds[record.epoch] = Feed(record.exchange.lower(), record.market, record.channel)
-                    if len(self._feeds) > EPOCHS_MAX:
-                        del self._feeds[min(self._feeds)]
+                    remember(self._epochs, record)
 
     def _is_done(self) -> bool:
         if self._batch is not None or not (self.stopping.is_set() and self.intake.empty):
@@ -275,8 +274,13 @@ class Writer(Worker):
 
     def _count_dropped(self, rows: Counter[int]) -> None:
         for epoch, count in rows.items():
-            if epoch in self._feeds:
-                self.metrics.count_records(self._feeds[epoch], dropped=count)
+            self._count_rows(epoch, dropped=count)
+
+    def _count_rows(self, epoch: int, **outcome: int) -> None:
+        opened = self._epochs.get(epoch % AGAIN)
+        if opened is not None:
+            feed = Feed(opened.exchange.lower(), opened.market, opened.channel)
+            self.metrics.count_records(feed, **outcome)
 
     def _count(self, batch: Sequence[Delivery], duration_s: float) -> None:
         stored: Counter[str] = Counter()
@@ -302,9 +306,8 @@ class Writer(Worker):
             if exchange:
                 self.metrics.count_frames(exchange, stored=stored[exchange], rejected=rejected[exchange])
         for epoch, count in rows.items():
-            if epoch in self._feeds:
-                self.metrics.count_records(self._feeds[epoch], stored=count)
+            self._count_rows(epoch, stored=count)
         for epoch in ended:
-            self._feeds.pop(epoch, None)
+            self._epochs.pop(epoch % AGAIN, None)
         waited_s = {exchange: max(0.0, (self.committed_us - us) / 1e6) for exchange, us in oldest.items()}
         self.metrics.committed(records=records, duration_s=duration_s, waited_s=waited_s)
