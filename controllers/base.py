@@ -42,6 +42,7 @@ from controllers.silence import KnownSilences
 
 MARK_EVERY_US = 1_000_000  # how often the ledger moves for a feed that is heard but has nothing new
 CLOCK_STEP_US = 1_000_000
+QUICK_US = 1_000
 RECORD_BYTES = 200  # what a record without text holds in memory, about
 
 
@@ -349,12 +350,21 @@ class Controller(Worker):
         """Take the difference between wall and monotonic clock anew; only where no epoch is open."""
         if any(feed.epoch for feed in self.feeds.values()):  # an error struck while the last run was ended
             self.distrust("disconnect")
-        self._offset_us = self.clock.wall_us() - self.clock.monotonic_us()
+        self._offset_us = self._offset_now_us()
+
+    def _offset_now_us(self) -> int:
+        # A thread may stand still between a look at one clock and a look at the other: of a few, the quickest counts.
+        looks: list[tuple[int, int]] = []
+        while len(looks) < 5 and not (looks and min(looks)[0] < QUICK_US):
+            before_us = self.clock.monotonic_us()
+            wall_us = self.clock.wall_us()
+            looks.append((self.clock.monotonic_us() - before_us, wall_us - before_us))
+        return min(looks)[1]
 
     def tick(self) -> None:
         """Do once a second what no frame triggers: notice a stepped clock, move the ledger, hand over."""
         now_us = self.clock.monotonic_us()
-        step_us = self.clock.wall_us() - now_us - self._offset_us
+        step_us = self._offset_now_us() - self._offset_us
         if abs(step_us) > CLOCK_STEP_US:
             self.log.warning("clock_step", seconds=round(step_us / 1e6, 3))
             self._begin_anew("clock", now_us)

@@ -15,10 +15,12 @@ from pathlib import Path
 
 import pytest
 
+from controllers.upbit import Upbit
 from simulator import Simulator
 from storage.coverage import coverage
 from storage.reader import Reader
 from tests.conftest import wait_until
+from tests.fakes import FakeClock, HeardLog, make_setup
 from tests.faults.child import START_S, Daemon, options
 from tests.faults.dose import dose
 
@@ -92,6 +94,41 @@ def stored(database: Path, exchange: str) -> Iterator[tuple[str, int, int, Book]
     db.close()
 
 
+class HaltingClock(FakeClock):
+    """A clock that is looked at by a thread which at times stands still for two seconds after a look."""
+
+    halts = 0
+
+    def wall_us(self) -> int:
+        seen_us = super().wall_us()
+        if self.halts:
+            self.halts -= 1
+            self.advance(2)
+        return seen_us
+
+    def monotonic_us(self) -> int:
+        seen_us = super().monotonic_us()
+        if self.halts:
+            self.halts -= 1
+            self.advance(2)
+        return seen_us
+
+
+@pytest.mark.parametrize("halts", [1, 2, 3, 4])
+def test_a_thread_that_stands_still_between_two_looks_sees_no_step(halts: int) -> None:
+    """Mutation: look only once in `Controller._offset_now_us`."""
+    clock, log = HaltingClock(), HeardLog()
+    controller = Upbit(("BTC-KRW",), make_setup(clock=clock, log=log))
+    clock.halts = halts
+    controller.anchor()
+    clock.advance(60)
+    clock.halts = halts
+    controller.tick()
+
+    assert log.of("clock_step") == []
+    assert controller._offset_us == FakeClock().wall_us() - FakeClock().monotonic_us()
+
+
 def test_steps_of_an_hour_and_of_a_day(
     simulator: Simulator, preload: Callable[[str], Path], tmp_path: Path, daemons: list[Daemon]
 ) -> None:
@@ -120,7 +157,8 @@ def test_steps_of_an_hour_and_of_a_day(
             reasons.append(reason)
             told = messages[at : at + frames]
             assert len(told) == frames and told[-1] == book, "the books go on where they were"
-            assert rows == 1 + sum(one != other for one, other in pairwise(told))
+            known = messages[max(0, at - 1) : at + frames]  # the next epoch begins with the book of the one before
+            assert rows == 1 + sum(one != other for one, other in pairwise(known))
             at += frames
         assert reasons == ["clock"] * len(STEPS_S) + ["stop"]
         assert len(messages) - at < 20, "what was sent last may have been on its way"
