@@ -1,5 +1,6 @@
 """Other settings for a collector that runs: what did not change is not touched, what moves is not missed."""
 
+import re
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -7,9 +8,13 @@ from typing import Any, cast
 
 import pytest
 
+from collector import slot
 from collector.errors import ConfigError
+from collector.worker import Backoff
+from commands.status import _print_status
 from controllers import Controller
 from controllers.gopax import Gopax
+from controllers.upbit import Upbit
 from controllers.websocket import WSController
 from tests.cli.running import KEY, SECRET, Running
 
@@ -459,6 +464,44 @@ def test_a_poller_takes_over_from_another_without_a_gap(start: Start) -> None:
     running.goes_on()
     running.stop()  # the simulator's ledger does not tell the answers to two pollers apart: no verdict
     running.heard_without_a_gap("bithumb", epochs=2)
+
+
+def test_a_thread_that_keeps_dying_is_seen_by_everybody_and_comes_back(
+    start: Start, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The mutation that must make this fail: leave `worker.state = "parked"` out of `_restart_later`."""
+    monkeypatch.setattr(slot, "PARK_S", 1.0)
+    running = start("upbit", "korbit")
+    for name in ("upbit", "korbit"):
+        running.exchange(name)
+    running.begin()
+    supervisor = running.daemon.supervisor
+    supervisor._slots["upbit/BTC-KRW"].backoff = Backoff(running.daemon.clock, base_s=0.01, cap_s=0.02)
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    parse = Upbit.parse
+
+    def die(controller: Upbit, frame: bytes, received_us: int) -> Any:
+        raise SystemExit
+
+    monkeypatch.setattr(Upbit, "parse", die)
+    running.until(lambda: running.value("workers", state="parked") == 1, what="a parked worker")
+    assert running.value("restarts_total", worker="upbit/BTC-KRW", reason="died") == 5
+    assert "worker keeps dying and is left alone: upbit/BTC-KRW after_s=1" in running.log
+    assert "parked after crashes: upbit/BTC-KRW" in running.daemon.describe()
+    assert not running.daemon.ready()[0]
+    assert running.daemon.supervisor.healthy()[0]
+    _print_status(running.daemon.status())
+    assert "died again and again" in capsys.readouterr().out
+    assert running.generations()["korbit/BTC-KRW"] == 1
+
+    monkeypatch.setattr(Upbit, "parse", parse)
+    running.taken_over()
+    assert "parked" not in running.daemon.describe()
+    running.goes_on()
+    assert running.hang_up()
+    _print_status(running.daemon.status())
+    assert re.search(r"^reloaded +\S+ changed nothing", capsys.readouterr().out, re.MULTILINE)
+    running.finish()
 
 
 def test_a_controller_is_told_apart_by_what_it_hears(start: Start) -> None:
