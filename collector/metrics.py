@@ -7,11 +7,13 @@ Histograms are per exchange: one per market would be a hundred series each.
 The surprise: `*_created` series are switched off for the whole process, the library knows no narrower switch.
 """
 
+import threading
 from collections.abc import Callable, Iterable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.process_collector import ProcessCollector
 
+from collector.clock import ClockOffset
 from collector.records import REASONS, Feed
 
 # Whatever is received ends in exactly one of the others, or is still in the intake or in the spool.
@@ -68,6 +70,16 @@ class Metrics:
         self.venue_lag = histogram(
             "venue_lag_seconds", "Time of receipt minus the exchange's own time", _VENUE_LAG_S, exchange
         )
+        self.clock_offset = gauge(
+            "clock_offset_seconds",
+            "Our clock minus the exchange's, and the shortest way of a message, by where its time was from",
+            ("exchange", "source"),
+        )
+        self._offsets: dict[tuple[str, str], ClockOffset] = {}
+        self._offsets_lock = threading.Lock()
+        self.venue_time_ahead = counter(
+            "venue_time_ahead_total", "Books whose own time lies more than a second after their receipt", exchange
+        )
         self.books_flagged = counter("books_flagged_total", "Books stored with a flag", ("exchange", "flag"))
         self.epochs = counter("epochs_total", "Epochs that ended, by reason", ("exchange", "reason"))
         self.probes = counter("probes_total", "Comparisons with a fresh book, by outcome", ("exchange", "outcome"))
@@ -118,6 +130,7 @@ class Metrics:
         exchange = feed.exchange
         self.connected.labels(exchange)
         self.rate_limited.labels(exchange)
+        self.venue_time_ahead.labels(exchange)
         self.spool_frames.labels(exchange)
         self.spool_recovered.labels(exchange)
         for outcome in OUTCOMES:
@@ -150,6 +163,21 @@ class Metrics:
     def heard(self, feed: Feed, received_us: int) -> None:
         """Note when the newest data frame of *feed* was received, in microseconds since 1970 UTC."""
         self.last_data_timestamp.labels(*feed).set(received_us / 1_000_000)
+
+    def venue_time(self, exchange: str, source: str, lag_us: int) -> None:
+        """Note a time of receipt minus the exchange's own; *source* is `data` or `http` (the header `Date`)."""
+        offset = self._offsets.get((exchange, source))
+        if offset is None:
+            with self._offsets_lock:
+                offset = self._offsets.setdefault((exchange, source), ClockOffset())
+            self.clock_offset.labels(exchange, source).set_function(offset.seconds)
+        offset.add(lag_us)
+
+    def clock_was_set(self, exchange: str) -> None:
+        """Forget what is known of the exchange's clock: it was measured with another one."""
+        for (name, _), offset in self._offsets.copy().items():
+            if name == exchange:
+                offset.clear()
 
     def uncovered(self, feed: Feed, reason: str, seconds: float) -> None:
         """Add time in which *feed* was not heard; *reason* is why its last epoch ended."""

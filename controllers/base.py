@@ -8,7 +8,7 @@ another.
 """
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -38,10 +38,12 @@ from collector.records import (
 )
 from collector.worker import Backoff, Worker
 from controllers.feed import FeedFacts, HeardFeed
+from controllers.fetch import date_us
 from controllers.silence import KnownSilences
 
 MARK_EVERY_US = 1_000_000  # how often the ledger moves for a feed that is heard but has nothing new
 CLOCK_STEP_US = 1_000_000
+VENUE_AHEAD_US = 1_000_000  # a time of the exchange that lies so far in the future is counted; it is stored as sent
 QUICK_US = 1_000
 RECORD_BYTES = 200  # what a record without text holds in memory, about
 
@@ -111,6 +113,9 @@ class Controller(Worker):
         self._told: dict[int, int] = {}  # until when each of them was heard, as far as the intake knows
         self._owners: dict[int, HeardFeed] = {}  # the feeds of epochs whose end is not delivered yet
         self._last_received_us = 0
+        self._lag_us: int | None = None  # of the newest row, until it is told
+        self._venue_ahead = 0
+        self._dated = ""
         self._renewals = setup.intake.renewals
         for feed in self.feeds.values():
             setup.metrics.expect(feed.key)
@@ -140,6 +145,19 @@ class Controller(Worker):
         """Let other settings count for the budgets of an exchange."""
         requests.set_rate(options.rate.requests_per_s or cls.budget_per_s)
         connects.set_rate(options.rate.connects_per_s or cls.connects_per_s)
+
+    def dated(self, headers: Mapping[str, str]) -> None:
+        """Learn from the `Date` of an answer that has just come; any thread may call this.
+
+        It has whole seconds, so of many answers the first with a new one says most.
+        """
+        date = headers.get("Date", "")
+        if date == self._dated:
+            return
+        self._dated = date
+        sent_us = date_us(date)
+        if sent_us is not None:
+            self.setup.metrics.venue_time(self.exchange, "http", self.clock.wall_us() - sent_us)
 
     def rate_limited(self, error: RateLimited) -> None:
         """Let everybody leave the exchange alone for as long as it wants; any thread may call this."""
@@ -217,6 +235,11 @@ class Controller(Worker):
             if type(record) is BookRow:
                 made[record.epoch] = made.get(record.epoch, 0) + 1
                 self._bytes += len(record.bids or "") + len(record.asks or "")
+                if record.lag_us is not None:
+                    if record.lag_us < -VENUE_AHEAD_US:
+                        self._venue_ahead += 1
+                    if record.n > 1:  # the first may be a book that stood for hours
+                        self._lag_us = record.lag_us
                 if record.flags & (CROSSED | CHECKSUM_MISMATCH):
                     self._flagged(record)
             elif type(record) is EpochOpened:
@@ -367,6 +390,7 @@ class Controller(Worker):
         step_us = self._offset_now_us() - self._offset_us
         if abs(step_us) > CLOCK_STEP_US:
             self.log.warning("clock_step", seconds=round(step_us / 1e6, 3))
+            self.setup.metrics.clock_was_set(self.exchange)
             self._begin_anew("clock", now_us)
         if self._renewals != self.setup.intake.renewals:  # what the store has of these epochs has a hole now
             self._renewals = self.setup.intake.renewals
@@ -387,6 +411,12 @@ class Controller(Worker):
             if any(feed.tally.values()):
                 self.setup.metrics.count_records(feed.key, **feed.tally)
                 feed.tally = dict.fromkeys(feed.tally, 0)
+        if self._lag_us is not None:
+            self.setup.metrics.venue_time(self.exchange, "data", self._lag_us)
+            self._lag_us = None
+        if self._venue_ahead:
+            self.setup.metrics.venue_time_ahead.labels(self.exchange).inc(self._venue_ahead)
+            self._venue_ahead = 0
         if not self._records and not self._touched:
             return
         records = (*self._records, *(feed.mark(self._heard_at_us) for feed in self._touched))

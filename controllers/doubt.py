@@ -119,7 +119,7 @@ class DoubtingController(Controller):
             return
         for feed in due:
             if feed.epoch:
-                silent_us = now_us - feed.confirmed_at_us
+                silent_us = feed.silent_us(now_us)
                 _patience(feed).proved(silent_us)
                 raise StaleConnection(f"{feed.market} was silent for {silent_us / 1e6:.0f} s; subscribing anew")
 
@@ -136,7 +136,7 @@ class DoubtingController(Controller):
             return wait_us > feed.retry_us
         every_us = int(self.setup.options.probe_interval_s * 1e6) if self.changes_only else 0
         interval_us = every_us if feed.compared else min(every_us, FIRST_PROBE_US)
-        return now_us - feed.confirmed_at_us > patience.us or bool(interval_us and wait_us >= interval_us)
+        return feed.silent_us(now_us) > patience.us or bool(interval_us and wait_us >= interval_us)
 
     def _ask_rest(self, feed: HeardFeed, path: str) -> None:
         setup, clock, stopping = self.setup, self.clock, self.stopping
@@ -146,7 +146,7 @@ class DoubtingController(Controller):
             def read(body: bytes) -> Book:
                 return self.parse_probe(feed.market, body)
 
-            return ask(url, read, setup.budget, stopping, clock, self.rate_limited)
+            return ask(url, read, setup.budget, stopping, clock, self.dated, self.rate_limited)
 
         self._probe = Probe(feed, get, clock, self.name)
 
@@ -196,8 +196,8 @@ class DoubtingController(Controller):
             self.log.info("probe_agreed", market=feed.market)
 
     def _proved(self, feed: HeardFeed, until_at_us: int, now_us: int) -> None:
-        _patience(feed).proved(now_us - feed.confirmed_at_us)
-        feed.confirmed_at_us = max(feed.confirmed_at_us, until_at_us)
+        _patience(feed).proved(feed.silent_us(now_us))
+        feed.confirmed_at_us, feed.silent_before_us = max(feed.confirmed_at_us, until_at_us), 0
         self._touched[feed] = None
 
     def _failed(self, probe: Probe, now_us: int) -> None:
@@ -207,7 +207,7 @@ class DoubtingController(Controller):
             return
         if not feed.epoch:
             _patience(feed).in_vain()
-        elif now_us - feed.confirmed_at_us > _patience(feed).us:
+        elif feed.silent_us(now_us) > _patience(feed).us:
             feed.doubted = True
             feed.retry_us = min(RETRY_US_MAX, max(RETRY_US, 2 * feed.retry_us))
             if feed.unanswered_since_us is None:
@@ -216,7 +216,7 @@ class DoubtingController(Controller):
     def _skipped(self, feed: HeardFeed, now_us: int) -> None:
         # Where no turn is free the patience of a feed stretches, up to the ceiling.
         feed.retry_us = SKIPPED_RETRY_US
-        if feed.epoch and not self.changes_only and now_us - feed.confirmed_at_us > _patience(feed).ceiling_us:
+        if feed.epoch and not self.changes_only and feed.silent_us(now_us) > _patience(feed).ceiling_us:
             feed.doubted = True
 
     def _differed(self, feed: HeardFeed, now_us: int) -> None:
@@ -224,7 +224,7 @@ class DoubtingController(Controller):
         feed.retry_us = RETRY_US
         feed.unanswered_since_us = None
         patience = _patience(feed)
-        silent = now_us - feed.confirmed_at_us > patience.us
+        silent = feed.silent_us(now_us) > patience.us
         patience.begin()  # what ends this silence would not have been its own end
         self.log.warning("probe_differs", market=feed.market, times=feed.differences)
         if not self.changes_only:

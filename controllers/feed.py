@@ -92,6 +92,7 @@ class HeardFeed:
         self.retry_us = 0  # when a comparison that came to nothing is made again; nought: none is open
         self.differences = 0  # comparisons in a row that differed
         self.asked_at_us = 0  # when a fresh book was asked for on the same connection; nought: none is awaited
+        self.silent_before_us = 0  # when the epoch was begun anew
         self.doubted = False  # silent for too long, and nothing says yet that nothing was missed
         self.unanswered_since_us: int | None = None  # since when a comparison for that reason can't be had
         self.tally = dict.fromkeys(
@@ -226,7 +227,7 @@ class HeardFeed:
     def _open(self, at_us: int, offset_us: int, verdict: str) -> EpochOpened:
         self.epoch = next(self._epochs)
         self.opened_at_us, self.opened_us = at_us, at_us + offset_us
-        self.n = self.frames = 0
+        self.n = self.frames = self.silent_before_us = 0
         self._mismatch = self.compared = False
         self.understood()
         self.marked_at_us = self.confirmed_at_us = self.agreed_at_us = at_us
@@ -243,9 +244,15 @@ class HeardFeed:
         """
         records: list[Record] = []
         if self.book.known and not self.epoch:
+            silent_us = self.silent_us(at_us)
             as_it_is = BookChange(self.market, {}, {}, None, self.sequence)
             self._row(as_it_is, [], [], False, at_us, offset_us, records)
+            self.silent_before_us = silent_us
         return records
+
+    def silent_us(self, now_us: int) -> int:
+        """Return how long nothing was heard, and nothing confirmed it; an epoch that was begun anew ends no silence."""
+        return now_us - self.confirmed_at_us + (self.silent_before_us if not self.frames else 0)
 
     def end(self, reason: str, heard_at_us: int) -> list[Record]:
         """End the epoch where the feed was last heard; return the last mark and the end, nothing if none is open."""

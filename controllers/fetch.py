@@ -1,6 +1,7 @@
 """A REST call that ends: neither a body that drips in nor one that never stops holds a thread for ever."""
 
 from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple
 
 import requests
@@ -27,6 +28,14 @@ class Answer(NamedTuple):
 class _Adapter(HTTPAdapter):
     def init_poolmanager(self, *args: Any, **options: Any) -> None:
         super().init_poolmanager(*args, **options, socket_options=SOCKET_OPTIONS)
+
+
+def date_us(date: str) -> int | None:
+    """Return the time of a `Date` header in microseconds, None where it is none."""
+    try:
+        return int(parsedate_to_datetime(date).timestamp()) * 1_000_000
+    except (ValueError, TypeError, OverflowError, IndexError):
+        return None
 
 
 def open_session() -> requests.Session:

@@ -2,7 +2,7 @@
 
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from decimal import Decimal
 
 from collector.budget import Budget
@@ -89,6 +89,7 @@ def ask(
     budget: Budget,
     stopping: threading.Event,
     clock: Clock,
+    dated: Callable[[Mapping[str, str]], None],
     rate_limited: Callable[[RateLimited], None],
 ) -> Book | None:
     """Return the book at `url`, None where no turn was free or the exchange asked for a pause; raises `SourceError`."""
@@ -96,6 +97,7 @@ def ask(
         return None
     with open_session() as session:
         status, headers, body = fetch(session, url, clock)
+    dated(headers)
     if wants_pause(status, headers):
         rate_limited(RateLimited(f"HTTP {status}", retry_after(headers), banned=status == BANNED))
         return None

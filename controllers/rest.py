@@ -105,6 +105,7 @@ class RESTController(Controller):
     def _poll(self, session: requests.Session, market: str) -> None:
         status, headers, body = fetch(session, self._base + self.request_path(market), self.clock)
         at_us = self.clock.monotonic_us()
+        self.dated(headers)
         if wants_pause(status, headers):
             self._not_data()
             raise RateLimited(f"HTTP {status}", retry_after(headers), banned=status == BANNED)

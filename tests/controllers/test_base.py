@@ -934,7 +934,8 @@ def test_whatever_happens_the_sums_close_and_every_book_can_be_rebuilt() -> None
         stage.setup.intake.limit_bytes = limit
         stage.end()
         assert all(epoch.reason for epoch in stage.stored.epochs.values())
-        assert all(epoch.frames >= 1 or cls.changes_only for epoch in stage.stored.epochs.values())
+        stepped = ("clock",) in day
+        assert all(epoch.frames >= 1 or cls.changes_only or stepped for epoch in stage.stored.epochs.values())
         stage.counts  # noqa: B018  (it compares the sums)
 
     check()

@@ -211,7 +211,7 @@ def test_a_quiet_market_goes_on_after_the_clock_was_set(monkeypatch: pytest.Monk
     second = scene.stored.last
     assert second.mark is not None
     assert second.mark.confirmed_until_us > second.opened.opened_us + 30_000_000, "its REST book agreed"
-    assert scene.seconds[0] == 12, "ten seconds after the step"
+    assert scene.seconds[0] == 11, "a step ends no silence"
 
 
 def test_a_market_that_never_spoke_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
