@@ -47,14 +47,16 @@ _LOST = {errno.EIO, errno.ENOENT, errno.ENODATA, errno.EBADMSG, getattr(errno, "
 class Segment:
     """A segment as the spool knows it; `header` is None where it can't be read.
 
-    `size` is where its good frames end, the segment being written included. Of a dropped one, which has only its
-    header left, `batches` and `gone` tell what went with it.
+    `size` is where its good frames end, the segment being written included. A file that ends within its own header is
+    `torn`: nothing that counts was ever in it. Of a dropped one, which has only its header left, `batches` and `gone`
+    tell what went with it.
     """
 
     number: int
     path: Path
     size: int
     header: Header | None = None
+    torn: bool = False
     start: int = 0
     dropped: bool = False
     batches: int = 0
@@ -120,6 +122,7 @@ def look(directory: Path) -> Found:
 def _segment(path: Path, number: int, *, dropped: bool) -> Segment:
     with path.open("rb", buffering=0) as file:
         segment = Segment(number, path, os.fstat(file.fileno()).st_size)
+        data = b""
         try:
             data = os.pread(file.fileno(), READ_AHEAD, 0)
             length = header_bytes(data)
@@ -127,6 +130,8 @@ def _segment(path: Path, number: int, *, dropped: bool) -> Segment:
                 data = os.pread(file.fileno(), length, 0)
             header, start = decode_header(data)
         except Damaged:
+            too_short = len(data) < (header_bytes(data) or SEGMENT_PREFIX_BYTES)
+            segment.torn = too_short and MARKER not in data  # else the length is what is wrong
             return segment
         except NotOurs as error:
             raise NotOurs(f"{path} {error}") from None
@@ -156,16 +161,6 @@ def heads(segment: Segment, first_after: int) -> Iterator[Framed | Garbage]:
             raise
     finally:
         source.close()
-
-
-def is_torn_at_birth(path: Path) -> bool:
-    """Say whether a file ends within its own header: nothing that counts was ever in it."""
-    with path.open("rb", buffering=0) as file:
-        size = os.fstat(file.fileno()).st_size
-        data = os.pread(file.fileno(), READ_AHEAD, 0)
-    length = header_bytes(data)
-    too_short = size < SEGMENT_PREFIX_BYTES or (length is not None and size < length)
-    return too_short and MARKER not in data  # else the header's length is what is wrong
 
 
 def is_lost(error: OSError) -> bool:
@@ -285,7 +280,7 @@ class Tail:
         except BaseException:
             os.close(fd)
             raise
-        return cls(Segment(header.segment, path, len(data), header, len(data)), header, fd, known=False)
+        return cls(Segment(header.segment, path, len(data), header, start=len(data)), header, fd, known=False)
 
     @classmethod
     def reopen(cls, segment: Segment, header: Header) -> "Tail":

@@ -17,7 +17,7 @@ from storage.spool_recovery import Cut, Recovered, recover
 from storage.store import Run
 
 LISTED_MAX = 1000
-_ATTEMPTS = 10
+_ATTEMPTS = 100
 
 
 @dataclass

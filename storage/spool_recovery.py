@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from storage.spool_files import Count, Segment, Source, is_lost, is_torn_at_birth, look, next_known, segment_path
+from storage.spool_files import Count, Segment, Source, is_lost, look, next_known, segment_path
 from storage.spool_format import PREFIX_BYTES, Framed, Header, Scanner, minus, plus
 
 
@@ -94,7 +94,7 @@ def _is_litter(segment: Segment, following: Count) -> bool:
 def _torn_segments(segments: list[Segment]) -> list[Cut]:
     # Files at the end that a crash left without a whole header; they are no part of the spool.
     cuts: list[Cut] = []
-    while segments and segments[-1].header is None and is_torn_at_birth(segments[-1].path):
+    while segments and segments[-1].torn:
         torn = segments.pop()
         cuts.append(Cut(torn.number, 0, torn.size))
     return cuts
