@@ -46,7 +46,7 @@ def test_bithumb_is_recorded_over_both_of_its_transports(demo: subprocess.Comple
 def test_nothing_but_the_database_and_the_log_is_left(demo: subprocess.CompletedProcess[str]) -> None:
     database = Path(demo.args[-1])
     assert {path.name for path in database.parent.iterdir()} <= {
-        *(database.name + suffix for suffix in ("", "-wal", "-shm", ".lock")),
+        *(database.name + suffix for suffix in ("", "-wal", "-shm", ".lock", ".silences.json")),
         "logs",
     }
     log = database.parent / "logs" / database.stem / "collector.log"

@@ -584,7 +584,8 @@ def test_every_reason_an_epoch_ends_has_a_text() -> None:
 
 
 def test_every_event_of_the_program_has_a_text() -> None:
-    files = [path for room in ("collector", "controllers", "storage") for path in (ROOT / room).rglob("*.py")]
+    rooms = ("collector", "controllers", "storage", "commands")
+    files = [path for room in rooms for path in (ROOT / room).rglob("*.py")]
     source = "\n".join(path.read_text(encoding="utf-8") for path in [*files, *ROOT.glob("run_controller.py")])
     used = set(re.findall(r'log\.(?:debug|info|warning|error|exception)\(\s*"(\w+)"', source))
     assert used, "no event found: the pattern of this test is wrong"
