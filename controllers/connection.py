@@ -8,6 +8,7 @@ import websocket
 
 from collector.deadlines import deadlines
 from collector.errors import ConnectionLost, RateLimited, VenueRefused
+from controllers.fetch import date_us
 from controllers.frames import FrameReader
 from controllers.tcp import SOCKET_OPTIONS
 
@@ -105,9 +106,16 @@ def wants_pause(status: int, headers: Mapping[str, str]) -> bool:
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds of a Retry-After header, a day at most, None where there is none or it is a date."""
+    """Return the seconds of a Retry-After header, a day at most, None where there is none.
+
+    A date is read by the server's own clock, which is in the same answer.
+    """
     value = headers.get("retry-after") or headers.get("Retry-After") or ""
     try:
-        return min(max(0.0, float(value)), RETRY_AFTER_S_MAX)
+        seconds = float(value)
     except ValueError:
-        return None
+        until_us, now_us = date_us(value), date_us(headers.get("date") or headers.get("Date") or "")
+        if until_us is None or now_us is None:
+            return None
+        seconds = (until_us - now_us) / 1e6
+    return min(max(0.0, seconds), RETRY_AFTER_S_MAX)
