@@ -322,16 +322,16 @@ class _JudgedFeed:
     def garbage(self) -> list[tuple[bytes, bool]]:
         """Return each spoiled frame that was sent, and whether the collector must have it.
 
-        It must where it took something later of the same subscription: what comes in order is committed in order.
+        It must where it took something later on the same connection: what comes in order is committed in order.
         """
         found: list[tuple[bytes, bool]] = []
         for stream in self._streams:
-            newest = max(stream.held, default=-1)
+            newest = stream.newest_held()
             certain: set[bytes] = set()
             for index, message in enumerate(stream.messages):
                 if message.what == "garbage" and not message.withheld:
                     frame = self._ledger.frame(message)
-                    must = index < newest and index not in stream.doubtful
+                    must = index < newest.get(stream.connection(index), -1) and index not in stream.doubtful
                     if stream.polled and must:  # the same answer again is kept once
                         must = frame not in certain
                         certain.add(frame)

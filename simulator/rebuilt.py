@@ -64,12 +64,25 @@ class Stream:
         # The last answer on a connection may have been lost on its way, and the next poll was answered on another.
         lasts = {part.messages[-1].at for part in parts if part.messages} if self.polled else set()
         self.doubtful = {index for index, message in enumerate(messages) if message.at in lasts}
+        self._part_of = {message.at: number for number, part in enumerate(parts) for message in part.messages}
         self.held: dict[int, bool] = {}
         self.walk = Walk()
 
     def stands(self, time_us: int) -> bool:
         """Tell whether the client was subscribed at that time."""
         return self.from_us <= time_us and (self._closed_us is None or time_us <= self._closed_us)
+
+    def newest_held(self) -> dict[int, int]:
+        """Return the newest message of each connection that an epoch holds."""
+        newest: dict[int, int] = {}
+        for index in self.held:
+            part = self.connection(index)
+            newest[part] = max(index, newest.get(part, index))
+        return newest
+
+    def connection(self, index: int) -> int:
+        """Return which of the connections a message came on."""
+        return self._part_of[self.messages[index].at]
 
     def goes_on(self, track: Track) -> None:
         """Take a stretch as that of an epoch; the next epoch begins after it."""

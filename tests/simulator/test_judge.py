@@ -735,6 +735,24 @@ def test_garbage_that_nothing_followed_need_not_be(file: Tale) -> None:
     assert file.judged().good
 
 
+@pytest.mark.parametrize(("followed", "wrong"), [(True, 1), (False, 0)])
+def test_garbage_among_polls_must_be_kept_where_its_connection_went_on(file: Tale, followed: bool, wrong: int) -> None:
+    """The next connection may be that of another run: the one before was killed."""
+    before, after = file.connect("bithumb", "rest"), file.connect("bithumb", "rest", at=2.9)
+    first = file.epoch("BITHUMB", "rest", at=1.0, reason="disconnect")
+    for number, at in enumerate((1.0, 1.5, 2.0), 1):
+        file.send(before, at, bids(number), ASKS)
+        file.hear(first, at, bids(number), ASKS)
+    file.garbage(before, 2.2, b"?")
+    for name, at in ((before, 2.5), (after, 3.5)):
+        if name == after or followed:
+            epoch = file.epoch("BITHUMB", "rest", at=at)
+            file.send(name, at, bids(9), ASKS)
+            file.hear(epoch, at, bids(9), ASKS)
+    verdict = file.judged()
+    assert counts(verdict) == (0, wrong, 0), verdict.notes
+
+
 @pytest.mark.parametrize("frame", [b'{"good":1}', b"{\xff"])
 def test_nothing_else_may_be_rejected_and_nothing_twice(file: Tale, frame: bytes) -> None:
     _garbage(file).rejected.append({"exchange": "UPBIT", "frame": frame})
