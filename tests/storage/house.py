@@ -27,6 +27,7 @@ from storage.sqlite import SQLiteStore
 from storage.store import Batch, Run
 from storage.writer import Writer
 from tests.fakes import FakeClock, HeardLog, make_setup
+from tests.storage.memory import MemoryStore
 
 MARKETS = ("BTC-KRW", "ETH-KRW")
 STEP_S = 0.05  # between two books
@@ -111,7 +112,7 @@ class House:
         drop_oldest: bool = False,
         fsync: Fsync = "never",  # nothing here loses what the kernel was given
         spool: bool = True,
-        exchange: type[Upbit] = Upbit,
+        store: FlakyStore | MemoryStore | None = None,
         markets: tuple[str, ...] = MARKETS,
     ) -> None:
         self.folder = folder
@@ -123,10 +124,10 @@ class House:
         self.log = HeardLog()
         self.setup = make_setup(clock=self.clock, log=self.log, limit_bytes=intake_bytes)
         self.setup.intake._wake_records = 1
-        self.controllers = {market: exchange((market,), self.setup) for market in markets}
+        self.controllers = {market: Upbit((market,), self.setup) for market in markets}
         for controller in self.controllers.values():
             controller.anchor()
-        self.store = FlakyStore(self.database)
+        self.store = store or FlakyStore(self.database)
         self.store.open()
         self.number: int = before.number + 1 if before else 1
         self.run = Run(f"run {self.number}", "here", "1.2.3", self.clock.wall_us())

@@ -3,23 +3,22 @@
 import threading
 from collections.abc import Callable, Iterator, Set
 
+from collector.errors import StorageError
 from collector.records import BookRow, Delivery, EpochEnded, EpochOpened, Event, Record, RecordsLost
 from storage.store import Batch, Run
 
 
-class Ambiguous(Exception):
-    """Carries the error that is raised after the commit instead of before it."""
-
-
 class MemoryStore:
-    """Takes batches, each once, after failing as often as it is told to.
+    """Takes batches, each once, after failing as often as it is told to: `errors` are raised one a `write`.
 
-    `errors` are raised one a `write`: as they are before anything happens, wrapped in `Ambiguous` after the commit.
+    It is away while `down` is set, and so many commits as `unanswered` says raise when all is done.
     """
 
     def __init__(self, *errors: Exception) -> None:
         self.errors = list(errors)
-        self.down: Exception | None = None  # fails until it is None again
+        self.down: StorageError | None = None
+        self.unanswered = 0
+        self.commits = 0
         self.tries: list[list[str]] = []
         self.committed: list[Batch] = []
         self.times: list[int] = []
@@ -43,11 +42,13 @@ class MemoryStore:
         if self.hangs:
             self.hangs.wait(30)
         error = self.errors.pop(0) if self.errors else self.down
-        if error is not None and not isinstance(error, Ambiguous):
+        if error is not None:
             raise error
         there = self._commit(batch, now_us)
-        if error is not None:
-            raise error.args[0]
+        self.commits += 1
+        if self.unanswered:
+            self.unanswered -= 1
+            raise StorageError("the answer to COMMIT was lost")
         return there
 
     def _commit(self, batch: Batch, now_us: int) -> int:
