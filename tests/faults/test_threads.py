@@ -116,16 +116,16 @@ def test_a_stuck_thread_is_named_and_replaced_and_what_it_says_late_is_refused(
     with House(tmp_path, "upbit", "coinone") as house:
         house.start()
         house.goes_on(frames=5)
-        house.daemon.supervisor._stuck_us = 2_500_000
         old = house.worker("upbit")
 
         stuck.block = block
+        house.until(lambda: stuck.block is None, 20, "it is stuck")
+        old.beat_us -= 130_000_000  # it has been so for longer than two minutes, and nobody else has
         house.until(lambda: old.state == "abandoned", 20, "it is noticed")
         house.until(lambda: house.worker("upbit").generation == 2 and house.live(), 20, "it is replaced")
         stuck.free.set()
         assert old.join(10)
 
-        house.daemon.supervisor._stuck_us = 120_000_000
         house.goes_on(frames=5)
         log, database = house.log, house.database
         verdict = house.stop()
