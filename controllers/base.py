@@ -177,7 +177,7 @@ class Controller(Worker):
         received_us = self._last_received_us = at_us + self._offset_us
         try:
             messages = tuple(self.parse(frame, received_us))
-        except VenueRefused:
+        except (VenueRefused, RateLimited):
             self._counts["ignored"] += 1
             raise
         except SourceError as error:
@@ -282,7 +282,9 @@ class Controller(Worker):
             feed.tally["rejected"] += 1
             self.end_epoch(feed, "rejected")
             feed.forget()
-        self._records.append(Rejected(self.exchange, market, at_us + self._offset_us, str(error), frame))
+        # Half of a pair of surrogates is no text: a batch that holds one could never be stored.
+        reason = str(error).encode("utf-8", "backslashreplace").decode()
+        self._records.append(Rejected(self.exchange, market, at_us + self._offset_us, reason, frame))
         self._bytes += len(frame)
         self.after_rejection()
 

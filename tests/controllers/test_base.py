@@ -945,3 +945,9 @@ def test_a_source_error_of_any_kind_is_kept_raw() -> None:
     stage = Stage()
     stage.hear(fails=SourceError("odd"))
     assert stage.stored.rejected[0].reason == "odd"
+
+
+def test_a_reason_that_is_no_text_does_not_make_a_batch_that_nothing_can_store() -> None:
+    stage = Stage()
+    stage.hear(fails=SourceError("half of \ud83d"))
+    assert stage.stored.rejected[0].reason == "half of \\ud83d"
