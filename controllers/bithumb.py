@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from collector.errors import UnknownFrame, VenueRefused
+from collector.errors import RateLimited, UnknownFrame, VenueRefused
 from collector.numbers import decoder
 from collector.records import Book, Message
 from controllers.base import Controller
@@ -84,7 +84,8 @@ class _Bithumb(Controller):
 
 
 def _raise_error(error: dict[str, Any]) -> None:
-    raise VenueRefused(f"{error.get('name')}: {error.get('message')}")
+    text = f"{error.get('name')}: {error.get('message')}"
+    raise RateLimited(text) if error.get("name") in (429, "429") else VenueRefused(text)
 
 
 class BithumbREST(_Bithumb, RESTController):

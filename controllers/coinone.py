@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from collector.errors import BadFrame, UnknownFrame, VenueRefused
+from collector.errors import BadFrame, RateLimited, UnknownFrame, VenueRefused
 from collector.numbers import decoder
 from collector.records import Book, Message, Refused
 from controllers.levels import decode_any, house_form, listed, shaped, side, venue_us
@@ -67,6 +67,7 @@ AHEAD_US_MAX = 60_000_000
 
 _decode = decoder(_Frame)
 _decode_short = decoder(_ShortFrame)
+_BLOCKED = "4"  # "Blocked user access": too many requests from this address
 _CONTROL = frozenset(("CONNECTED", "SUBSCRIBED", "UNSUBSCRIBED", "PONG"))
 
 
@@ -142,5 +143,6 @@ class Coinone(WSController):
 def _answer(body: bytes) -> Any:
     answer = decode_any(body)
     if answer["result"] != "success":  # with HTTP 200
-        raise VenueRefused(f"{answer.get('error_code')} {answer.get('error_msg')}")
+        text = f"{answer.get('error_code')} {answer.get('error_msg')}"
+        raise RateLimited(text, banned=True) if answer.get("error_code") == _BLOCKED else VenueRefused(text)
     return answer

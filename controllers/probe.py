@@ -103,7 +103,11 @@ def ask(
         return None
     if status != 200:
         raise SourceError(f"HTTP {status}")
-    return read(body)
+    try:
+        return read(body)
+    except RateLimited as error:  # in an answer that is well otherwise
+        rate_limited(error)
+        return None
 
 
 def as_numbers(book: Book) -> Numbers:

@@ -79,7 +79,9 @@ class WSController(DoubtingController):
         except BookDiffers:
             reason = "probe"
             raise
-        except SourceError:
+        except SourceError as error:
+            if isinstance(error, RateLimited):
+                self.rate_limited(error)
             if not self.stopping.is_set():
                 raise
             reason = self.stop_reason

@@ -1,23 +1,28 @@
 """What an exchange bears: one allowance for all its controllers, and a refusal that all of them heed."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import pytest
 
 from collector.budget import BAN_S, Budget
 from collector.clock import Clock
 from collector.config import Exchange
-from collector.errors import ConnectionLost, RateLimited
+from collector.errors import ConnectionLost, RateLimited, VenueRefused
+from collector.records import Book, Message
 from controllers import controller_class, known
 from controllers.base import Controller
+from controllers.bithumb import BithumbREST
+from controllers.coinone import Coinone
+from controllers.frames import TEXT
 from controllers.upbit import Upbit
 from simulator.venue import Timing
 from tests.conftest import wait_until
 from tests.controllers.live import Live
 from tests.controllers.test_doubts import BOOK, Changing, Played, Stage, Steps, flowing
 from tests.controllers.test_rest import Polled, Waits
-from tests.fakes import FakeClock, FakeRest, HeardLog, counted, make_setup
+from tests.controllers.venue import make
+from tests.fakes import FakeClock, FakeRest, HeardLog, counted, frame_counts, make_setup
 
 Start = Callable[..., Live]
 
@@ -255,3 +260,65 @@ def test_where_connections_have_no_allowance_of_their_own_they_share_that_of_req
     exchanged.setup = dataclasses.replace(exchanged.setup, connects=None)
     exchanged.setup.budget.pause(5)
     assert exchanged.connects(exchanged.controller()) == 5
+
+
+# --- refusals in answers that are well otherwise ----------------------------------------------------------------------
+
+
+def test_an_exchange_may_say_it_with_status_200() -> None:
+    """The mutation that must make this fail: `VenueRefused` for every error of these two."""
+    blocked = b'{"result":"error","error_code":"4","error_msg":"Blocked user access"}'
+    with pytest.raises(RateLimited) as refused:
+        make(Coinone).parse_probe("BTC-KRW", blocked)
+    assert refused.value.banned
+    with pytest.raises(VenueRefused):
+        make(Coinone).parse_probe("BTC-KRW", blocked.replace(b'"4"', b'"108"'))
+    poller = make(BithumbREST)
+    for name, error in ((b"429", RateLimited), (b"404", VenueRefused)):
+        with pytest.raises(error):
+            poller.handle(b'{"error":{"name":%s,"message":"no"}}' % name, 6_000_000)
+    poller.flush()
+    assert frame_counts(poller.setup, "bithumb")["ignored"] == 2
+
+
+class Talking(Played):
+    """An exchange that says it in a message."""
+
+    def parse(self, frame: bytes, received_us: int) -> Iterable[Message]:
+        if frame == b"slowly!":
+            raise RateLimited("slowly!", 25)
+        return super().parse(frame, received_us)
+
+    def parse_probe(self, market: str, body: bytes) -> Book:
+        if body == b"slowly!":
+            raise RateLimited("slowly!", 45)
+        return super().parse_probe(market, body)
+
+
+def test_it_may_say_so_in_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mutation that must make this fail: leave `rate_limited` out of `run_once`."""
+    scene = Stage(monkeypatch, Talking)
+
+    def steps() -> Steps:
+        yield scene.frame(BOOK)
+        yield [(TEXT, b"slowly!")]
+
+    with pytest.raises(RateLimited):
+        scene.play(steps())
+    assert scene.setup.budget.paused_s == 25
+    assert scene.stored.reasons == ["disconnect"]
+
+
+def test_it_may_say_so_in_the_answer_to_a_comparison(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mutation that must make this fail: let `read` raise out of `ask`."""
+    scene = Stage(monkeypatch, Talking)
+
+    def steps() -> Steps:
+        yield scene.frame(BOOK)
+        scene.rest.answers.extend([b"slowly!"])
+        yield from scene.chatter(13)
+
+    scene.play(steps())
+    assert scene.setup.budget.paused_s > 40
+    assert counted(scene.setup, "probes_total", exchange="venue", outcome="skipped") == 1
+    assert not scene.probes()
