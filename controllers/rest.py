@@ -103,7 +103,18 @@ class RESTController(Controller):
         return 0.0
 
     def _poll(self, session: requests.Session, market: str) -> None:
-        status, headers, body = fetch(session, self._base + self.request_path(market), self.clock)
+        url = self._base + self.request_path(market)
+        try:
+            self._ask(session, url, market)
+        except SourceError:
+            raise
+        except Exception:  # an answer may be lost by it, or in the middle of being accounted for
+            self.distrust("disconnect")
+            self._last.clear()
+            raise
+
+    def _ask(self, session: requests.Session, url: str, market: str) -> None:
+        status, headers, body = fetch(session, url, self.clock)
         at_us = self.clock.monotonic_us()
         self.dated(headers)
         if wants_pause(status, headers):
@@ -114,14 +125,7 @@ class RESTController(Controller):
             raise VenueRefused(f"HTTP {status}: {body[:200].decode('utf-8', 'replace')!r}")
         self._is_connected(True)
         self._end_what_is_too_old(at_us)  # an answer that took too long bridges nothing
-        try:
-            self._answered(market, body, at_us)
-        except SourceError:
-            raise
-        except Exception:  # it may have struck in the middle of an account
-            self.distrust("disconnect")
-            self._last.clear()
-            raise
+        self._answered(market, body, at_us)
 
     def _answered(self, market: str, body: bytes, at_us: int) -> None:
         feed = self.feeds[market]
