@@ -142,7 +142,7 @@ def test_batches_are_brought_together_once_the_store_is_sure_to_have_none_of_the
 def test_the_backlog_shrinks_five_times_faster_than_it_grew(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     """A store that takes 50 ms a commit, and books that go on coming.
 
-    Mutation: `DRAIN_US = 0`, or batches that are not brought together.
+    Mutation: batches that are not brought together, as above.
     """
     house = build()
     house.live(1)
@@ -377,7 +377,7 @@ def loses(house: House, reason: str, *, most: int) -> None:
 def test_a_damaged_spool_ends_coverage_where_it_got_to(build: Build) -> None:
     """Some bytes are turned over in the middle, while the store is away.
 
-    Mutations: leave `RecordsLost` out of `Backlog._bring`; `Sieve.lose` that forgets nothing; no `renew`.
+    Mutations: leave `RecordsLost` out of `Backlog._bring`; no `renew` in `Backlog._hole`.
     """
     house = build(segment_bytes=20_000)
     house.live(2)
@@ -393,6 +393,28 @@ def test_a_damaged_spool_ends_coverage_where_it_got_to(build: Build) -> None:
     assert house.stop()
     loses(house, "damaged", most=150)
     assert reasons(house) == ["damaged", "damaged", "stop"]
+
+
+def test_every_hole_ends_what_began_behind_the_one_before(build: Build) -> None:
+    """Mutation: `Sieve.lose` that forgets nothing."""
+    house = build(segment_bytes=20_000)
+    house.live(2)
+    house.goes_away()
+    for _ in range(3):
+        house.live(40)
+        for controller in house.controllers.values():
+            controller.end_epochs("disconnect")
+    files = segments(house)
+    for part in (0.5, 0.9):  # of which the first is before an end, the second behind it
+        spoil(files[int(len(files) * part)])
+    house.comes_back()
+    house.live(10)
+    assert len(house.log.of("spool_damaged")) == 2
+    assert house.stop()
+    lost = house.frames()["dropped"]
+    assert 0 < lost < 300
+    house.everything_is_there(but=lost)
+    assert reasons(house).count("damaged") >= 2
 
 
 def test_a_hole_at_the_end_is_told_with_the_next_batch_whichever_way_that_goes(build: Build) -> None:
@@ -440,7 +462,7 @@ def test_a_hole_at_the_end_is_told_with_the_next_batch_whichever_way_that_goes(b
 def test_the_oldest_is_dropped_where_that_is_asked_for(build: Build) -> None:
     """A full spool makes room at its old end; what is left of it is worth keeping all the same, and all is counted.
 
-    Mutations: `drop_oldest` without `renew`; frames that are dropped not taken out of those that wait.
+    Mutations: frames that are dropped not taken out of those that wait; `Sieve.lose` that forgets nothing.
     """
     house = build(limit_bytes=200_000, segment_bytes=20_000, drop_oldest=True)
     house.live(2)
@@ -458,7 +480,7 @@ def test_the_oldest_is_dropped_where_that_is_asked_for(build: Build) -> None:
 def test_a_loss_reaches_up_to_each_feeds_next_complete_book(build: Build) -> None:
     """The first segment that is dropped takes little with it of all that waits behind it, under the same epochs.
 
-    Mutation: `return ()` at the top of `Sieve._begin_again`.
+    Mutations: `return ()` at the top of `Sieve._begin_again`; no `renew` in `Backlog._make_room`.
     """
     house = build(limit_bytes=200_000, segment_bytes=20_000, drop_oldest=True)
     house.live(2)
@@ -552,23 +574,26 @@ def test_a_hole_in_what_an_earlier_run_left_ends_its_epochs_only(build: Build) -
         assert set(house.accounted(market)) > set(range(earlier, len(house.sent[market])))
 
 
-def test_after_a_crash_behind_a_hole_nothing_is_claimed_across_it(build: Build) -> None:
-    """The process dies at each of the commits behind a hole, which the next one reads again.
+@pytest.mark.parametrize("lives", [0, 1, 2, 5])
+def test_after_a_crash_behind_a_hole_nothing_is_claimed_across_it(build: Build, lives: int) -> None:
+    """The process dies after some commits behind a hole: the next one finds the hole again, or only what is behind it.
 
-    Mutation: `Sieve()` in place of `Sieve(self._store.open_epochs(batch.run))` loses too much, `open_epochs` that names
-    what has ended claims too much.
+    Mutation: have `Backlog._bring` take every epoch of an earlier run for whole, instead of `open_epochs`.
     """
-    house = build(segment_bytes=20_000)
+    house = build(segment_bytes=1000, batch_records=5)  # a batch each
     house.live(2)
     house.goes_away()
     house.live(60)
-    spoil(segments(house)[-4])
+    spoil(segments(house)[80])
     house.comes_back()
-    for house.spool.lives in (1, 3, 9, 27):
-        with pytest.raises(Killed):
-            house.live(60)
-        house.crash()
-        house = build(before=house, segment_bytes=20_000)
+    while not house.log.of("spool_damaged"):
+        assert house.writer.backlog is not None
+        house.writer.backlog.drain()
+    house.spool.lives = lives
+    with pytest.raises(Killed):
+        house.live(60)
+    house.crash()
+    house = build(before=house, segment_bytes=1000)
     house.live(5)
     assert house.spool.empty and house.stop()
     for market in MARKETS:
