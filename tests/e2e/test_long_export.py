@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from collector.records import BookRow, CoverageMark, Delivery, EpochOpened
 from tests.e2e.daemon import ROOT
 from tests.storage.build import OneRun
@@ -39,6 +41,7 @@ def rows(epoch: int, first: int, count: int) -> tuple[BookRow | CoverageMark, ..
     return tuple(made)
 
 
+@pytest.mark.timeout(400)  # most of it is making the million
 def test_a_million_updates(tmp_path: Path) -> None:
     """Under 200 MB resident, and under 64 MB of write-ahead log, as the store promises."""
     store = OneRun(tmp_path / "c.sqlite", "u", started_us=START_US)
