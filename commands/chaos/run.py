@@ -1,13 +1,9 @@
 """A chaos run: the daemon and the simulator, what the schedule says, an end in order, and the judge."""
 
-import os
 import queue
-import resource
-import signal
 import socket
-import subprocess
-import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,29 +14,19 @@ from typing import Any, Self
 import orjson
 import requests
 
-from collector.settings import CONFIG_VARIABLE, PATH_VARIABLES, SECRET_VARIABLES
 from commands.chaos.clock import NoCompiler, SteppedClock
+from commands.chaos.daemon import SETTINGS, ChildDaemon
 from commands.chaos.schedule import EXCHANGES, Act, schedule
 from commands.chaos.stores import Subject
 from simulator import Simulator, Timing
 from simulator.judge import Verdict, judge
 
-ROOT = Path(__file__).resolve().parents[2]
 TICK_S = 0.05
 LIVE_S = 60.0  # all is live again so long after the last fault, at the most
-END_S = 30.0
 RATE_HZ = 10.0
 HEARTBEATS = Timing(status_s=1, ping_s=1)  # so that data can stop while they go on
 MARKETS = ("BTC-KRW", "ETH-KRW")
 ENDED_BY_US = ("database", "disk_full")  # what lasts otherwise ends by itself
-PROGRAM = ("-m", "commands.chaos.child")
-# Variables that would tell the daemon something else than the run does.
-FOREIGN = (
-    CONFIG_VARIABLE,
-    *PATH_VARIABLES,
-    *SECRET_VARIABLES,
-    *("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"),
-)
 
 
 @dataclass
@@ -62,8 +48,7 @@ class Outcome:
 class Chaos:
     """One run; a context manager that leaves no process behind.
 
-    `say` gets a line for each fault and event, `progress` the seconds that are over. `program` is what Python is given
-    to run the daemon: another one than ours has to take its orders as well.
+    `say` gets a line for each fault and event, `progress` the seconds that are over; `program` goes to `ChildDaemon`.
     """
 
     def __init__(
@@ -80,7 +65,7 @@ class Chaos:
         progress: Callable[[float], None] = lambda seconds: None,
     ) -> None:
         self._folder, self._subject, self._seconds = folder, subject, seconds
-        self._program, self._say, self._progress = program or PROGRAM, say, progress
+        self._say, self._progress = say, progress
         self.acts = schedule(seed, seconds, kills, kinds=kinds, outages=subject.outages)
         self._ledger = folder / "ledger.jsonl"
         self._spool = folder / "spool"
@@ -89,14 +74,12 @@ class Chaos:
         )
         self._port = _free_port()
         self._clock = self._make_clock()
-        self._daemon: subprocess.Popen[bytes] | None = None
-        self._errors = (folder / "daemon.err").open("ab")
-        self._asked: set[str] = set()  # why the daemon may end: "kill", "term", "writer"
-        self._limit: tuple[int, int] | None = None
+        preloaded = {} if self._clock is None else self._clock.environment
+        self._daemon = ChildDaemon(folder, {**subject.environment, **preloaded}, program)
+        self._told = 0  # of the daemon's problems
         self._problems: list[str] = []
-        self._starts = 0
-        self._done: dict[str, int] = {}
-        self._skipped: dict[str, int] = {}
+        self._done: Counter[str] = Counter()
+        self._skipped: Counter[str] = Counter()
         self._began = 0.0
 
     def _make_clock(self) -> SteppedClock | None:
@@ -114,12 +97,7 @@ class Chaos:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        if self._daemon is not None and self._daemon.poll() is None:
-            self._daemon.kill()
-            self._daemon.wait()
-        if self._daemon is not None and self._daemon.stdin is not None:
-            self._daemon.stdin.close()
-        self._errors.close()
+        self._daemon.close()
         self._subject.end()
         self._simulator.stop()
         if self._clock is not None:
@@ -129,21 +107,23 @@ class Chaos:
         """Do all of it."""
         self._simulator.start()
         self._write_settings()
-        self._start()
+        self._daemon.start()
         self._began = time.monotonic()
-        queue_: queue.PriorityQueue[tuple[float, int, Callable[[], None]]] = queue.PriorityQueue()
+        due: queue.PriorityQueue[tuple[float, int, Callable[[], None]]] = queue.PriorityQueue()
         for number, act in enumerate(self.acts):
-            queue_.put((act.at_s, 2 * number, self._beginning(act)))
-            if act.seconds is not None and act.kind in ENDED_BY_US:
-                queue_.put((act.end_s, 2 * number + 1, self._ending(act)))
-        while not queue_.empty():
-            at_s, _, do = queue_.get()
+            due.put((act.at_s, 2 * number, self._beginning(act)))
+            if act.kind in ENDED_BY_US:
+                end = self._daemon.heal_disk if act.kind == "disk_full" else self._subject.end
+                due.put((act.end_s, 2 * number + 1, end))
+        while not due.empty():
+            at_s, _, do = due.get()
             self._wait_until(at_s)
             do()
         self._wait_until(self._seconds)
         self._end()
         verdict = judge(self._ledger, self._subject.judged, spool=self._spool)
-        return Outcome(verdict, self._problems, self._starts, self._done, self._skipped)
+        problems = self._daemon.problems + self._problems
+        return Outcome(verdict, problems, self._daemon.starts, dict(self._done), dict(self._skipped))
 
     def _wait_until(self, at_s: float) -> None:
         never = Event()
@@ -155,38 +135,31 @@ class Chaos:
                 return
             never.wait(min(TICK_S, at_s - now_s))
 
+    def _look_after_the_daemon(self) -> None:
+        self._daemon.look_after()
+        for problem in self._daemon.problems[self._told :]:
+            self._say(problem)
+        self._told = len(self._daemon.problems)
+
     def _end(self) -> None:
         """Let everything heal, see that all is live, stop in order."""
         self._simulator.fault("clear")
         self._subject.end()
-        self._heal_disk()
+        self._daemon.heal_disk()
         self._say("all faults are over")
-        self._until(self._all_live, LIVE_S, "not every feed was live again")
-        self._asked.add("end")
-        assert self._daemon is not None
-        self._daemon.terminate()
-        try:
-            status = self._daemon.wait(END_S)
-        except subprocess.TimeoutExpired:
-            self._problems.append(f"the daemon did not end within {END_S:g} s of SIGTERM")
-            self._daemon.kill()
-            status = self._daemon.wait()
-        if status:
-            self._problems.append(f"the daemon's last exit status was {status}")
-        self._simulator.stop()
-
-    def _until(self, condition: Callable[[], str], seconds: float, problem: str) -> None:
-        # The condition says what it waits for; nothing when it holds.
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + LIVE_S
         never = Event()
-        while waiting := condition():
+        while waiting := self._waited_for():
             self._look_after_the_daemon()
             if time.monotonic() > deadline:
-                self._problems.append(f"{problem} within {seconds:g} s: {waiting}")
-                return
+                self._problems.append(f"not every feed was live again within {LIVE_S:g} s: {waiting}")
+                break
             never.wait(0.2)
+        self._daemon.end()
+        self._simulator.stop()
 
-    def _all_live(self) -> str:
+    def _waited_for(self) -> str:
+        """Say what is not as it should be before the end; nothing where all is well."""
         try:
             state = requests.get(f"http://127.0.0.1:{self._port}/status.json", timeout=5).json()
         except (requests.RequestException, ValueError) as error:
@@ -198,8 +171,6 @@ class Chaos:
         if state["spool"]["batches"]:
             return f"{state['spool']['batches']} batches are in the spool"
         return str(state["store"]["failing"])
-
-    # --- the daemon ---------------------------------------------------------------------------------------------------
 
     def _write_settings(self) -> None:
         exchanges: dict[str, Any] = {
@@ -224,84 +195,38 @@ class Chaos:
             "log": {"path": str(self._folder / "logs"), "stderr": False},
             "metrics": {"port": self._port},
         }
-        (self._folder / "collector.yaml").write_bytes(orjson.dumps(settings))  # JSON is YAML
-
-    def _start(self) -> None:
-        environment = {name: value for name, value in os.environ.items() if name not in FOREIGN}
-        environment |= {"PYTHONPATH": str(ROOT), **self._subject.environment}
-        if self._clock is not None:
-            environment |= self._clock.environment
-        self._daemon = subprocess.Popen(
-            [sys.executable, *self._program, "--config", "collector.yaml"],
-            cwd=self._folder,
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=self._errors,
-            stderr=self._errors,
-        )
-        self._starts += 1
-        self._asked.clear()
-        if self._limit is not None:
-            resource.prlimit(self._daemon.pid, resource.RLIMIT_FSIZE, self._limit)
-
-    def _look_after_the_daemon(self) -> None:
-        """Start it again where it has ended, and note an end that nobody asked for."""
-        daemon = self._daemon
-        if daemon is None or daemon.poll() is None:
-            return
-        status = daemon.returncode
-        fine = {0} if "term" in self._asked else set()
-        if "term early" in self._asked:
-            fine |= {0, -signal.SIGTERM}
-        if "kill" in self._asked:
-            fine |= {0, -signal.SIGKILL}
-        if "writer" in self._asked:
-            fine.add(1)
-        if status not in fine:
-            self._problems.append(
-                f"the daemon ended with status {status}, asked to: {sorted(self._asked) or 'nothing'}"
-            )
-            self._say(self._problems[-1])
-        if daemon.stdin is not None:
-            daemon.stdin.close()
-        self._start()
+        (self._folder / SETTINGS).write_bytes(orjson.dumps(settings))  # JSON is YAML
 
     # --- faults -------------------------------------------------------------------------------------------------------
 
     def _beginning(self, act: Act) -> Callable[[], None]:
         def do() -> None:
-            if self._begin(act):
-                self._done[act.kind] = self._done.get(act.kind, 0) + 1
-                self._say(str(act))
-            else:
-                self._skipped[act.kind] = self._skipped.get(act.kind, 0) + 1
-                self._say(f"{act} (not possible now)")
+            possible = self._begin(act)
+            (self._done if possible else self._skipped)[act.kind] += 1
+            self._say(str(act) if possible else f"{act} (not possible now)")
 
         return do
-
-    def _ending(self, act: Act) -> Callable[[], None]:
-        return self._heal_disk if act.kind == "disk_full" else self._subject.end
 
     def _begin(self, act: Act) -> bool:
         """Do what an act says; False where it is not possible at this moment."""
         match act.kind:
             case "kill":
-                return self._signal(signal.SIGKILL, "kill")
+                self._daemon.kill()
             case "term":
-                return self._signal(signal.SIGTERM, "term")
+                self._daemon.terminate()
             case "thread":
-                return self._end_thread(act.target, act.parameters["nth"])
+                return self._daemon.end_thread(act.target, act.parameters["nth"])
             case "clock":
-                if self._clock is not None:
-                    self._clock.step(act.parameters["step_s"])
-                return self._clock is not None
+                if self._clock is None:
+                    return False
+                self._clock.step(act.parameters["step_s"])
             case "database":
                 return self._subject.begin(act.target)
             case "disk_full":
-                return self._fill_disk(act.target)
+                self._daemon.fill_disk(act.target)
             case _:
                 self._misbehave(act)
-                return True
+        return True
 
     def _misbehave(self, act: Act) -> None:
         """Let an exchange do what the act says."""
@@ -321,61 +246,6 @@ class Chaos:
                 fault("late", exchange)
             case _:
                 fault(act.kind, exchange, **lasting, **act.parameters)
-
-    def _signal(self, number: signal.Signals, why: str) -> bool:
-        self._look_after_the_daemon()
-        assert self._daemon is not None
-        if number == signal.SIGTERM and not _catches(self._daemon.pid, number):
-            why = "term early"  # it ends by the signal itself: nothing has begun
-        self._asked.add(why)
-        self._daemon.send_signal(number)
-        if number == signal.SIGKILL:
-            self._daemon.wait()
-        return True
-
-    def _end_thread(self, name: str, nth: int) -> bool:
-        assert self._daemon is not None
-        if self._daemon.stdin is None:
-            return False
-        if name == "writer":
-            self._asked.add("writer")  # the process ends for a fresh start
-        try:
-            self._daemon.stdin.write(f"{name} {nth}\n".encode())
-            self._daemon.stdin.flush()
-        except BrokenPipeError:
-            return False
-        return True
-
-    def _fill_disk(self, what: str) -> bool:
-        """Forbid the daemon's files to grow: all of them, or those that are as large as the database."""
-        assert self._daemon is not None
-        if self._daemon.poll() is not None:
-            return False
-        sizes = [file.stat().st_size for file in self._folder.glob("collector.sqlite*")]
-        size = max([4096, *sizes]) if what == "database" else 1
-        _, hard = resource.prlimit(self._daemon.pid, resource.RLIMIT_FSIZE)
-        self._limit = size, hard
-        resource.prlimit(self._daemon.pid, resource.RLIMIT_FSIZE, self._limit)
-        return True
-
-    def _heal_disk(self) -> None:
-        if self._limit is None:
-            return
-        self._limit = None
-        assert self._daemon is not None
-        if self._daemon.poll() is None:
-            _, hard = resource.prlimit(self._daemon.pid, resource.RLIMIT_FSIZE)
-            resource.prlimit(self._daemon.pid, resource.RLIMIT_FSIZE, (hard, hard))
-
-
-def _catches(pid: int, number: signal.Signals) -> bool:
-    """Tell whether a process has a handler for a signal."""
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return False
-    caught = next((line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:")), "0")
-    return bool(int(caught, 16) >> (number - 1) & 1)
 
 
 def _free_port() -> int:
