@@ -90,8 +90,10 @@ class WSController(DoubtingController):
             self.connected = False
             self._probe = None
             self.setup.metrics.connected.labels(self.exchange).dec()
-            self.end_epochs(reason)
-            connection.close()
+            try:
+                self.end_epochs(reason)
+            finally:
+                connection.close()
             self.log.info("close", reason=reason)
 
     @property

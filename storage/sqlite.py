@@ -329,6 +329,11 @@ class SQLiteStore:
         except sqlite3.Error as error:
             self._feeds = feeds  # ids given out in a transaction that did not happen
             self._roll_back()
+            if _name(error).startswith("SQLITE_READONLY") and self._db is not None:
+                # Where the file can't be opened for writing SQLite opens it for reading, for as long as the connection
+                # lives: the next transaction tries again.
+                self._db.close()
+                self._db = None
             raise _translate(error, self.path) from None
         except BaseException:
             self._feeds = feeds

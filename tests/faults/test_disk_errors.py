@@ -19,9 +19,6 @@ from tests.faults.dose import NIGHTLY, dose
 
 SOME = dose(37, 1)  # of how many calls one is tried where another error tries them all
 WRITING = tuple(kind for kind in CHANGES if kind != "open")
-READ_ONLY = pytest.mark.xfail(
-    reason="SQLite opens a file read-only where it can't otherwise, and the store keeps that connection", strict=False
-)
 
 
 @pytest.mark.parametrize(
@@ -33,8 +30,8 @@ READ_ONLY = pytest.mark.xfail(
         ("ENOSPC", "ever", WRITING, SOME),
         ("EROFS", "once", WRITING, SOME),
         ("EROFS", "ever", WRITING, SOME),
-        pytest.param("EIO", "once", ("open",), 1, marks=READ_ONLY),
-        pytest.param("EMFILE", "once", ("open", "map"), 1, marks=READ_ONLY),
+        ("EIO", "once", ("open",), 1),
+        ("EMFILE", "once", ("open", "map"), 1),
         ("EMFILE", "ever", ("open", "map"), 1),
         ("EIO", "once", ("read",), dose(7, 1)),
         ("EIO", "ever", ("read",), dose(7, 1)),
