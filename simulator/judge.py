@@ -8,7 +8,7 @@ lie outside coverage. The collector's clock may be wrong by any amount: the firs
 It reads the tables directly and shares nothing with the reader, so that one fault can't hide the other.
 """
 
-from collections import Counter, deque
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,7 +22,6 @@ GRACE_US = 1_500_000
 # Answers to polls that are no further apart leave no gap, whatever became of those between them: a second is allowed,
 # the rest is for the way.
 POLLS_APART_US = 1_500_000
-CERTAIN_US = 250_000  # a stretch of messages that is so near to where it should be is not looked for any further
 BATCHES_IN_SPOOL = (".spool", ".dropped")
 
 Feed = tuple[str, str]
@@ -96,12 +95,11 @@ def judge(ledger: Path, store: Path | str, *, spool: Path | None = None) -> Verd
             if one.channel == "orderbook":
                 subscriptions.setdefault((one.exchange, one.market), []).append(one)
         feeds = {feed: _JudgedFeed(feed, list(streams(mine)), sent, verdict) for feed, mine in subscriptions.items()}
-        clock = _Clock()
         for epoch in contents.epochs:
             feed = epoch.exchange, epoch.market
             if feed not in feeds:
                 feeds[feed] = _JudgedFeed(feed, [], sent, verdict)
-            feeds[feed].hear(epoch, clock)
+            feeds[feed].hear(epoch)
         certain: dict[str, list[bytes]] = {}
         sent_to: dict[str, Counter[bytes]] = {}
         for (exchange, _), judged in sorted(feeds.items()):
@@ -174,26 +172,6 @@ class _Claim:
         return self.from_us + GRACE_US < time_us < self.until_us - GRACE_US
 
 
-class _Clock:
-    """How far the collector's clock was ahead of the simulator's, by the newest epochs whose places were found."""
-
-    def __init__(self) -> None:
-        self._seen_us = deque((0,), maxlen=8)
-
-    @property
-    def ahead_us(self) -> int:
-        """The newest value."""
-        return self._seen_us[-1]
-
-    def seen(self, track: Track) -> None:
-        """Take what the messages of an epoch say; the one that took the shortest time says it best."""
-        self._seen_us.append(min(track.ahead_us))
-
-    def doubt_us(self, track: Track) -> int:
-        """Tell how far a stretch of messages would be from where it should be."""
-        return min((abs(min(track.ahead_us) - seen_us) for seen_us in self._seen_us if track.ahead_us), default=0)
-
-
 class _JudgedFeed:
     """One market of one exchange."""
 
@@ -201,13 +179,14 @@ class _JudgedFeed:
         self._exchange, self._market = feed
         self._streams, self._ledger, self._verdict = sent, ledger, verdict
         self._claims: list[_Claim] = []
+        self._reached: dict[str, int] = {}  # of each transport, the newest subscription that an epoch was found in
 
     # --- epochs: each must be what was sent on one subscription -------------------------------------------------------
 
-    def hear(self, epoch: Epoch, clock: "_Clock") -> None:
+    def hear(self, epoch: Epoch) -> None:
         """Find the stretch of messages that an epoch holds."""
         self._verdict.count(self._exchange, "epochs")
-        stream, track, problem = self._place(epoch, clock)
+        stream, track, problem = self._place(epoch)
         if problem:
             what = "corrupt" if problem.startswith(Misfit.UNREADABLE) else "wrong"
             self._verdict.blame(self._exchange, what, f"{self._market}: epoch {epoch.id} ({epoch.reason}) {problem}")
@@ -218,29 +197,23 @@ class _JudgedFeed:
         if not track.ahead_us:  # no message tells how wrong the clock was, so nobody can say what it claims
             self._claims.append(_Claim(epoch, 0, 0, stream, track))
             return
-        clock.seen(track)
         # The clock is wrong by as much, or the messages took so long: then the claim ends earlier.
         ahead_us = max(track.ahead_us[0], track.ahead_us[-1])
         from_us = epoch.opened_us - ahead_us if track.first < 0 else stream.messages[track.first].time_us
         self._claims.append(_Claim(epoch, from_us, epoch.confirmed_until_us - ahead_us, stream, track))
 
-    def _place(self, epoch: Epoch, clock: "_Clock") -> tuple[Stream | None, Track | None, str]:
-        # Two subscriptions of a market that stands still begin alike: then time decides, the usual candidate first.
+    def _place(self, epoch: Epoch) -> tuple[Stream | None, Track | None, str]:
+        # Epochs come in the order of their subscriptions. Where those of a market that stands still begin alike, the
+        # first that is not used yet is as good as any: epochs that are to come need the later ones.
         mine = [stream for stream in self._streams if stream.transport == epoch.transport]
-        before = [stream for stream in mine if stream.from_us <= epoch.opened_us - clock.ahead_us]
-        found: list[tuple[int, Stream, Track]] = []
         problems: list[str] = []
-        for stream in before[-1:] + [one for one in mine if one not in before[-1:]]:
+        reached = self._reached.get(epoch.transport, 0)
+        for stream in mine[reached:] + mine[:reached]:
             track = rebuild(stream, epoch, self._ledger)
-            if not isinstance(track, Track):
-                problems.append(track)
-                continue
-            found.append((clock.doubt_us(track), stream, track))
-            if found[-1][0] < CERTAIN_US:
-                break
-        if found:
-            _, stream, track = min(found, key=lambda one: one[0])
-            return stream, track, ""
+            if isinstance(track, Track):
+                self._reached[epoch.transport] = max(reached, mine.index(stream))
+                return stream, track, ""
+            problems.append(track)
         # What comes nearest is worth telling: a stretch that began well.
         told = [text for text in problems if text != Misfit.NEVER_SENT] or problems or ["has no subscription"]
         return None, None, told[0]
@@ -274,11 +247,7 @@ class _JudgedFeed:
     def _must_be_outside(self, stream: Stream, message: Sent) -> bool:
         """Blame the claim that has no right to the time of a message nobody holds; tell whether there is one."""
         for claim in self._claims:
-            if (
-                claim.epoch.transport == stream.transport
-                and claim.covers(message.time_us)
-                and not self._excused(claim, stream, message)
-            ):
+            if claim.covers(message.time_us) and not self._excused(claim, stream, message):
                 fate = "withheld" if message.withheld else "sent"
                 self._verdict.blame(
                     self._exchange,

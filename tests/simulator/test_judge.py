@@ -360,6 +360,16 @@ def test_a_file_that_is_damaged_is_corrupt(file: Tale) -> None:
     assert verdict.corrupt
 
 
+def test_a_file_that_can_be_read_may_be_corrupt_all_the_same(file: Tale) -> None:
+    plain(file).judged()
+    path = file.folder / "db.sqlite"
+    with closing(sqlite3.connect(path)) as db:
+        db.executescript("PRAGMA writable_schema = ON; DELETE FROM sqlite_schema WHERE name = 'book_keyframe'")
+    verdict = judge(file.folder / "ledger.jsonl", path)
+    assert verdict.corrupt and not verdict.wrong
+    assert "the database is corrupt" in verdict.notes[0]
+
+
 def test_what_was_withheld_must_lie_outside_coverage(tale: Tale) -> None:
     line = next(line for line in plain(tale).lines if line.get("i") == 6)
     line["fate"] = "withheld"
@@ -423,19 +433,24 @@ def test_a_clock_that_is_wrong_changes_nothing(file: Tale, clock_s: int) -> None
 
 
 def test_markets_that_stand_still_begin_alike_on_every_subscription(file: Tale) -> None:
-    """The clock of the second run is two seconds ahead: its time alone would name the third subscription."""
-    for number, at in enumerate((1, 10, 11.5)):
+    """The second run was killed at once, and its clock was two seconds ahead: its time would name the third one.
+
+    Mutation: try the newest subscription first.
+    """
+    for run, (at, books) in enumerate(((1, (1, 1, 1)), (10, (1,)), (11.5, (1, 2, 3)))):
         name = file.connect(at=at - 0.1)
-        for later in (0.0, 0.3, 0.6):
-            file.send(name, at + later, bids(1), ASKS, venue_us=us(0))
+        epoch = file.epoch(at=at, clock_us=0 if run == 0 else 2 * S, reason="disconnect")
+        for number, book in enumerate(books):
+            later = at + 0.3 * number
+            file.send(name, later, bids(book), ASKS, venue_us=us(book))
+            if number and book == 1:
+                file.confirm(epoch, later)
+            else:
+                file.hear(epoch, later, bids(book), ASKS, venue_us=us(book))
         file.close(name, at + 0.9)
-        epoch = file.epoch(at=at, clock_us=0 if number == 0 else 2 * S, reason="disconnect")
-        file.hear(epoch, at, bids(1), ASKS, venue_us=us(0))
-        if number != 1:
-            file.epochs[-1]["frames"] = 3
     verdict = file.judged()
-    assert (verdict.stored, verdict.duplicate, verdict.outside) == (3, 4, 2), verdict.notes
-    assert verdict.good
+    assert verdict.good, verdict.notes
+    assert (verdict.stored, verdict.duplicate, verdict.outside) == (5, 2, 0)
 
 
 def test_another_subscription_of_the_same_market_answers_for_the_time(file: Tale) -> None:
