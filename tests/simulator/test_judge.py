@@ -364,7 +364,10 @@ def test_a_file_that_can_be_read_may_be_corrupt_all_the_same(file: Tale) -> None
     plain(file).judged()
     path = file.folder / "db.sqlite"
     with closing(sqlite3.connect(path)) as db:
-        db.executescript("PRAGMA writable_schema = ON; DELETE FROM sqlite_schema WHERE name = 'book_keyframe'")
+        db.executescript(
+            "PRAGMA writable_schema = ON;"
+            "UPDATE sqlite_schema SET sql = replace(sql, 'flags & 1', 'flags & 2') WHERE name = 'book_keyframe'"
+        )
     verdict = judge(file.folder / "ledger.jsonl", path)
     assert verdict.corrupt and not verdict.wrong
     assert "the database is corrupt" in verdict.notes[0]
