@@ -227,6 +227,7 @@ class Backlog:
             earlier = min(count, max(0, self._earlier[exchange]))
             self._earlier[exchange] -= earlier
             self._drop_frames(exchange, min(count - earlier, self._frames[exchange]))
+        self._show()
 
     def _settle(self) -> None:
         for exchange, count in self._frames.items():

@@ -21,6 +21,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+import storage.backlog
 from collector.errors import StorageBusy
 from collector.records import KEYFRAME, BookRow, CoverageMark, EpochEnded, EpochOpened, RecordsLost
 from storage.store import Batch
@@ -103,9 +104,11 @@ class Outages(RuleBasedStateMachine):
     @initialize(drop_oldest=st.booleans(), small=st.booleans())
     def begin(self, drop_oldest: bool, small: bool) -> None:
         self.folder = Path(tempfile.mkdtemp())
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(storage.backlog, "READ_BATCHES", 4)  # what was read is not damaged any more
         self.options = {
             "drop_oldest": drop_oldest,
-            "limit_bytes": 60_000 if small else 1 << 30,
+            "limit_bytes": 20_000 if small else 1 << 30,
             "segment_bytes": 1000,  # a batch each
             "intake_bytes": 6000 if small else 1 << 30,
             "store": MemoryStore(),
@@ -113,41 +116,31 @@ class Outages(RuleBasedStateMachine):
         self.store: MemoryStore = self.options["store"]  # type: ignore[assignment]
         self.house = House(self.folder, **self.options)  # type: ignore[arg-type]
         self.damage = random.Random(5)
-        self.unsure = False  # something was lost with a process, or in the spool of an earlier one
+        self.unanswered = self.damaged = False
 
     # --- what happens -----------------------------------------------------------------------------------------------
 
-    @rule(books=st.integers(1, 12))
-    def hear(self, books: int) -> None:
-        self.house.hear(books)
-
-    @rule()
-    def tick(self) -> None:
-        self.house.tick()
-
-    @rule()
-    def sign_of_life(self) -> None:
-        self.house.beat()
+    @rule(seconds=st.sampled_from([0.5, 3, 10]), then=st.sampled_from(["", "tick", "beat", "write", "wait"]))
+    def live(self, seconds: float, then: str) -> None:
+        self.house.live(seconds)
+        match then:
+            case "tick":
+                self.house.tick()
+            case "beat":
+                self.house.beat()
+            case "write":
+                self.house.cycles(3)
+            case "wait":
+                self.house.clock.advance(6)
 
     @rule(market=st.sampled_from(MARKETS))
     def reconnect(self, market: str) -> None:
         self.house.controllers[market].end_epochs("disconnect")
 
-    @rule(count=st.integers(1, 4))
-    def write(self, count: int) -> None:
-        self.house.cycles(count)
-
-    @rule(seconds=st.sampled_from([0.3, 2, 6]))
-    def wait(self, seconds: float) -> None:
-        self.house.clock.advance(seconds)
-
-    @rule(seconds=st.sampled_from([0.5, 3]))
-    def live(self, seconds: float) -> None:
-        self.house.live(seconds)
-
-    @rule()
-    def store_goes_away(self) -> None:
+    @rule(seconds=st.sampled_from([1, 10]))
+    def outage(self, seconds: float) -> None:
         self.store.down = StorageBusy("away")
+        self.house.live(seconds)
 
     @rule()
     def store_comes_back(self) -> None:
@@ -156,6 +149,7 @@ class Outages(RuleBasedStateMachine):
     @rule(times=st.integers(1, 3))
     def answers_get_lost(self, times: int) -> None:
         self.store.unanswered = times
+        self.unanswered = True
 
     @rule(full=st.booleans())
     def disk(self, full: bool) -> None:
@@ -173,7 +167,7 @@ class Outages(RuleBasedStateMachine):
             if content:
                 content[self.damage.randrange(len(content))] ^= 255
             file.write_bytes(content)
-        self.unsure |= self.house.number > 1
+        self.damaged = True
 
     @rule(lives=st.integers(0, 3))
     def killed(self, lives: int) -> None:
@@ -189,7 +183,6 @@ class Outages(RuleBasedStateMachine):
         self.again()
 
     def again(self) -> None:
-        self.unsure |= not (self.house.intake.empty and self.house.writer._batch is None)
         self.house.crash()
         self.house = House(self.folder, before=self.house, **self.options)  # type: ignore[arg-type]
 
@@ -208,6 +201,7 @@ class Outages(RuleBasedStateMachine):
             self._judge()
         finally:
             self.house.crash()
+            self.patch.undo()
             shutil.rmtree(self.folder)
 
     def _settle(self) -> None:
@@ -235,11 +229,13 @@ class Outages(RuleBasedStateMachine):
         for places in everything.values():
             assert places == sorted(set(places)), "a book twice, or out of order"
         frames = house.frames()
-        assert sum(mine.values()) == frames["stored"]
+        # A batch whose commit had no answer is lost with its place in the spool, as far as anybody knows.
+        unknown = sum(mine.values()) - frames["stored"]
+        assert unknown == 0 or (unknown > 0 and self.unanswered and self.damaged)
         assert frames["intake"] == frames["spool"] == 0
         missing = sum(map(len, house.sent.values())) - sum(map(len, everything.values()))
-        if house.number == 1 and not self.unsure:
-            assert missing == frames["dropped"]
+        if house.number == 1:
+            assert missing == frames["dropped"] - unknown
 
 
 Outages.TestCase.settings = settings(max_examples=25, stateful_step_count=30, deadline=None)
