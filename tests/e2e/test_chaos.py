@@ -1,8 +1,7 @@
 """`selftest chaos`: short runs on both stores pass, and what it is there to find is found.
 
 The long ones are `make faults`. Mutations that make a run fail: commit coverage and data in two transactions
-(`split_daemon.py` does it), forget a batch when a write fails (`self._batch = None` in `Writer._failed`), let a
-rejected frame leave coverage open (no `end_epoch` in `Controller._reject`).
+(`split_daemon.py` does it); forget a batch when a write fails (`self._batch = None` in `Writer._failed`).
 """
 
 import os
