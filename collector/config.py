@@ -23,6 +23,7 @@ from collector.settings import (
     DEFAULT_EXCHANGES,
     PATH_VARIABLES,
     SECRET_VARIABLES,
+    Endpoint,
     Exchange,
     MarketChoice,
     Section,
@@ -33,6 +34,7 @@ from collector.yaml_lines import Mistake, Place, Written, dotted
 __all__ = [
     "DEFAULT_FILE",
     "SCHEMA_FILE",
+    "Endpoint",
     "Exchange",
     "MarketChoice",
     "Row",

@@ -5,13 +5,14 @@ yields, and JSON text of `["price","volume"]` strings in what goes to the store.
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import msgspec
 
 from collector.numbers import Number
 
-ORDERBOOK = "orderbook"
+ORDERBOOK, TRADES, TICKER, CANDLES = "orderbook", "trades", "ticker", "candles"
+CHANNELS = (ORDERBOOK, TRADES, TICKER, CANDLES)
 
 # Rows that an epoch can number; the next one opens another epoch. Epoch and number share one integer in the store.
 ROWS_MAX = (1 << 24) - 1
@@ -39,7 +40,7 @@ SAMPLED = 8  # a polled book: what changed between two polls is not known
 
 
 class Feed(NamedTuple):
-    """One stream of data: an exchange, a market in house form (`BTC-KRW`), a channel (`orderbook`)."""
+    """One stream of data: an exchange, a market in house form (`BTC-KRW`), one of `CHANNELS`."""
 
     exchange: str
     market: str
@@ -52,25 +53,87 @@ class Feed(NamedTuple):
 class Book(msgspec.Struct, frozen=True, gc=False):
     """A complete order book: price token to size token for each side, in any order.
 
-    `totals` are the exchange's own sums (asks, bids) where it sends them as a check.
+    `totals` are the exchange's own sums (asks, bids) where it sends them as a check, `checksum` its own sum over the
+    book that holds after this message.
     """
 
+    channel: ClassVar[str] = ORDERBOOK
     market: str
     bids: Mapping[Number, Number]
     asks: Mapping[Number, Number]
     venue_us: int | None = None
     sequence: int | None = None
     totals: tuple[Number, Number] | None = None
+    checksum: int | None = None
 
 
 class BookChange(msgspec.Struct, frozen=True, gc=False):
-    """Levels that changed since the last message of this market; size nought removes a level."""
+    """Levels that changed since the last message of this market; size nought removes a level.
 
+    `sequence` is the number of its last change, which becomes the book's. What it must follow is said by `first`, the
+    number of its own first change, or by `previous`, the number of the message before it, whichever the exchange sends;
+    `Controller.follows` has its rule.
+    """
+
+    channel: ClassVar[str] = ORDERBOOK
     market: str
     bids: Mapping[Number, Number]
     asks: Mapping[Number, Number]
     venue_us: int | None = None
     sequence: int | None = None
+    first: int | None = None
+    previous: int | None = None
+    checksum: int | None = None
+
+
+class Trade(msgspec.Struct, frozen=True, gc=False):
+    """One trade. `side` is what the taker did; `id` is the exchange's own, None where it has none.
+
+    Trades of one message stand in the order in which they happened.
+    """
+
+    channel: ClassVar[str] = TRADES
+    market: str
+    id: str | None
+    side: Literal["buy", "sell"]
+    price: Number
+    size: Number
+    venue_us: int
+
+
+class Ticker(msgspec.Struct, frozen=True, gc=False):
+    """The exchange's own summary of a market: last price, best bid and ask, traded amount of the last 24 hours.
+
+    What the exchange does not send is None; `volume` counts in the symbol, not in the currency.
+    """
+
+    channel: ClassVar[str] = TICKER
+    market: str
+    last: Number | None
+    bid: Number | None = None
+    ask: Number | None = None
+    volume: Number | None = None
+    venue_us: int | None = None
+
+
+class Candle(msgspec.Struct, frozen=True, gc=False):
+    """One candle as it stands now. `open_us` is the UTC time of its beginning; `closed`: it will not change any more.
+
+    `volume` counts in the symbol. Exchanges that never say that a candle is closed send the next one: the keeper closes
+    the one before it.
+    """
+
+    channel: ClassVar[str] = CANDLES
+    market: str
+    interval_s: int
+    open_us: int
+    open: Number
+    high: Number
+    low: Number
+    close: Number
+    volume: Number
+    closed: bool = False
+    venue_us: int | None = None
 
 
 class Reply(msgspec.Struct, frozen=True, gc=False):
@@ -86,7 +149,30 @@ class Refused(msgspec.Struct, frozen=True, gc=False):
     market: str | None = None
 
 
-Message = Book | BookChange | Reply | Refused
+class Subscribed(msgspec.Struct, frozen=True, gc=False):
+    """The exchange took a subscription: what follows on that channel is all there is.
+
+    Only where it would refuse a market it does not know; an acknowledgement that proves nothing is no message at all.
+    """
+
+    channel: str
+    market: str
+
+
+class Numbered(msgspec.Struct, frozen=True, gc=False):
+    """This frame is number `sequence` of its connection, which counts every frame: 0, 1, 2..."""
+
+    sequence: int
+
+
+class Leaving(msgspec.Struct, frozen=True, gc=False):
+    """The exchange announces that it will close this connection soon; `detail` in its own words."""
+
+    detail: str
+
+
+Datum = Book | BookChange | Trade | Ticker | Candle
+Message = Datum | Reply | Refused | Subscribed | Numbered | Leaving
 
 
 # --- what flows to the writer ----------------------------------------------------------------------------------------
@@ -121,6 +207,51 @@ class BookRow(msgspec.Struct, frozen=True, gc=False, array_like=True):
     flags: int
     bids: str | None
     asks: str | None
+
+
+class TradeRow(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """One trade, as it stands in the store; keyed by feed, `venue_us` and `trade_id`: a repeat changes nothing.
+
+    `trade_id` is a hash of the content where the exchange has no id. Times are absolute; prices and volumes exact text.
+    """
+
+    epoch: int
+    trade_id: str
+    side: str
+    price: str
+    volume: str
+    received_us: int
+    venue_us: int
+
+
+class TickerRow(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """One ticker, as it stands in the store; keyed by feed and `received_us`, which rises within an epoch."""
+
+    epoch: int
+    received_us: int
+    venue_us: int | None
+    last: str | None
+    bid: str | None
+    ask: str | None
+    volume: str | None
+
+
+class CandleRow(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """One candle, as it stands in the store; keyed by feed, `interval_s` and `open_us`.
+
+    It replaces what stands there unless that is closed and this is not, or that was received later.
+    """
+
+    epoch: int
+    interval_s: int
+    open_us: int
+    open: str
+    high: str
+    low: str
+    close: str
+    volume: str
+    closed: bool
+    received_us: int
 
 
 class CoverageMark(msgspec.Struct, frozen=True, gc=False):
@@ -176,7 +307,8 @@ class Event(msgspec.Struct, frozen=True, gc=False):
     text: str
 
 
-Record = EpochOpened | BookRow | CoverageMark | EpochEnded | EpochVerdict | RecordsLost | Rejected | Event
+StreamRow = TradeRow | TickerRow | CandleRow
+Record = EpochOpened | BookRow | StreamRow | CoverageMark | EpochEnded | EpochVerdict | RecordsLost | Rejected | Event
 
 
 class Delivery(msgspec.Struct, frozen=True, gc=False):

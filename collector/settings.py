@@ -91,6 +91,10 @@ class Endpoint(Section):
     rest: Annotated[str, _url("http", "https"), AfterValidator(lambda url: url.rstrip("/"))] | None = Field(
         None, description="The base URL of REST requests; the exchange's own path is appended."
     )
+    products: dict[str, "Endpoint"] = Field(
+        default_factory=dict,
+        description="The same for products that have addresses of their own, by name: `usdm` at Binance, for one.",
+    )
 
 
 class Backoff(Section):

@@ -18,6 +18,7 @@ _SHARED = frozenset(
         "base",
         "book",
         "connection",
+        "contracts",
         "doubt",
         "feed",
         "fetch",

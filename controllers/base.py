@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from collector.budget import Budget
 from collector.clock import Clock
-from collector.config import Exchange
+from collector.config import Endpoint, Exchange
 from collector.errors import BadFrame, RateLimited, SourceError, StaleConnection, VenueRefused
 from collector.intake import Intake
 from collector.log import Log
@@ -22,6 +22,7 @@ from collector.metrics import Metrics
 from collector.records import (
     CHECKSUM_MISMATCH,
     CROSSED,
+    ORDERBOOK,
     Book,
     BookChange,
     BookRow,
@@ -37,6 +38,7 @@ from collector.records import (
     Reply,
 )
 from collector.worker import Backoff, Worker
+from controllers.book import OrderBook
 from controllers.feed import FeedFacts, HeardFeed
 from controllers.fetch import date_us
 from controllers.silence import KnownSilences
@@ -61,6 +63,7 @@ class Setup:
     connects: Budget | None = None  # of new connections, shared likewise and `beside` it; None: the same one
     full_books: bool = False
     keys: tuple[str, str] | None = None
+    channels: tuple[str, ...] = (ORDERBOOK,)
     silences: KnownSilences | None = None  # what is known of the feeds of all exchanges; None: each controller's own
 
 
@@ -71,8 +74,12 @@ class Controller(Worker):
     exchange: ClassVar[str]
     transport: ClassVar[str]
     default: ClassVar[bool] = True  # the transport that is used unless the configuration names one
+    product: ClassVar[str] = ""  # of an exchange with addresses of their own for some products, which of them
+    offers: ClassVar[tuple[str, ...]] = (ORDERBOOK,)  # channels
     depth: ClassVar[int | None] = None  # levels a side that the exchange sends
     changes_only: ClassVar[bool] = False  # books come as changes after one complete book
+    verdict: ClassVar[str] = ""  # what proves such a book message by message: `linked` or `checksummed`
+    cut_to_depth: ClassVar[bool] = False  # levels beyond `depth` leave such a book without a word
     rising_sequence: ClassVar[bool] = False  # a book whose sequence is not above the last one is a repeat
     text_numbers: ClassVar[bool] = False  # prices and sizes are JSON text, whose digits are kept
     sampled: ClassVar[bool] = False
@@ -91,6 +98,7 @@ class Controller(Worker):
         self.setup = setup
         self.keys = setup.keys
         self.markets = tuple(markets)
+        self.channels = tuple(channel for channel in setup.channels if channel in self.offers)
         facts = FeedFacts(
             transport=self.transport,
             depth=self.depth,
@@ -121,6 +129,12 @@ class Controller(Worker):
             setup.metrics.expect(feed.key)
         setup.metrics.rate_pause.labels(self.exchange).set_function(lambda: setup.budget.paused_s)
 
+    @property
+    def endpoint(self) -> Endpoint:
+        """Addresses that the configuration puts in place of the exchange's own; of this class's product, if any."""
+        endpoint = self.setup.options.endpoint
+        return endpoint.products.get(self.product, Endpoint()) if self.product else endpoint
+
     # --- what a venue says ------------------------------------------------------------------------------------------
 
     def parse(self, frame: bytes, received_us: int) -> Iterable[Message]:
@@ -131,6 +145,36 @@ class Controller(Worker):
     def parse_listing(cls, body: bytes) -> list[str]:
         """Return the markets that trade now, in house form, from the answer to `listing_path`; raises `SourceError`."""
         raise NotImplementedError(f"{cls.__name__} can't list its markets")
+
+    @classmethod
+    def carries(cls, market: str, channel: str) -> bool:
+        """Tell whether this class hears a channel of a market in house form; spot markets unless it says otherwise."""
+        return channel in cls.offers and ":" not in market
+
+    # --- what proves a book that is kept from changes ---------------------------------------------------------------
+
+    def is_old(self, change: BookChange, sequence: int) -> bool:
+        """Tell whether a book at `sequence` holds a change already."""
+        return change.sequence is not None and change.sequence <= sequence
+
+    def follows(self, change: BookChange, sequence: int, *, joining: bool) -> bool:
+        """Tell whether a change that is not old is the next one for a book at `sequence`.
+
+        `joining`: the book was taken from elsewhere (`snapshot_path`), and this is the first change applied to it.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not number its changes")
+
+    def checksum(self, book: OrderBook) -> int:
+        """Return the exchange's sum over a book, to compare with what a message says."""
+        raise NotImplementedError(f"{type(self).__name__} has no checksum")
+
+    def snapshot_path(self, market: str) -> str | None:
+        """Return the REST path of the complete book that the stream's changes continue; None: it comes in the stream."""
+        return None
+
+    def parse_snapshot(self, market: str, body: bytes) -> Book:
+        """Read the answer to `snapshot_path`, with its sequence. Pure, raises `SourceError` only."""
+        raise NotImplementedError(f"{type(self).__name__} joins no snapshot")
 
     # --- what the exchange bears ------------------------------------------------------------------------------------
 

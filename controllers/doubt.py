@@ -140,7 +140,7 @@ class DoubtingController(Controller):
 
     def _ask_rest(self, feed: HeardFeed, path: str) -> None:
         setup, clock, stopping = self.setup, self.clock, self.stopping
-        url = (setup.options.endpoint.rest or self.rest_url) + path
+        url = (self.endpoint.rest or self.rest_url) + path
 
         def get() -> Book | None:
             def read(body: bytes) -> Book:

@@ -23,7 +23,7 @@ class RESTController(Controller):
         super().__init__(markets, setup, generation=generation)
         self._interval_us = int(setup.options.poll_interval_s * 1e6)
         self._apart_us = max(1_000_000, 3 * self._interval_us)
-        self._base = setup.options.endpoint.rest or self.rest_url
+        self._base = self.endpoint.rest or self.rest_url
         self._last: dict[str, bytes] = {}  # the answer that holds the book as it is
         self._unread: dict[str, bytes] = {}
 

@@ -41,12 +41,16 @@ class WSController(DoubtingController):
     # --- what a venue says ------------------------------------------------------------------------------------------
 
     def subscribe_messages(self, markets: Iterable[str]) -> Iterable[str]:
-        """Return the text frames that subscribe to the books of these markets."""
+        """Return the text frames that subscribe to all of `self.channels` of these markets."""
         raise NotImplementedError(f"{type(self).__name__} can't subscribe")
+
+    def resync_messages(self, market: str) -> Iterable[str]:
+        """Return the text frames that bring the complete book of one market anew; none: only a new connection does."""
+        return ()
 
     def address(self) -> str:
         """Return where to connect to; a venue that signs its address overrides this."""
-        return self.setup.options.endpoint.websocket or self.url
+        return self.endpoint.websocket or self.url
 
     def refused(self, error: VenueRefused) -> None:
         """Take note that the exchange refused the connection itself; raises the error unless there is another way."""

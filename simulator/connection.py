@@ -62,9 +62,9 @@ class Connection:
 
     def __init__(
         self, venue: "Venue", ledger: Ledger, faults: Faults, transport: asyncio.Transport | None,
-        socket: web.WebSocketResponse | None = None,
+        socket: web.WebSocketResponse | None = None, path: str = "",
     ) -> None:  # fmt: skip
-        self.venue, self.socket = venue, socket
+        self.venue, self.socket, self.path = venue, socket, path
         self.kind = "rest" if socket is None else "websocket"
         self.id = ledger.open(venue.name, self.kind)
         self.subscriptions: dict[tuple[str, str], Subscription] = {}

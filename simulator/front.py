@@ -142,12 +142,22 @@ class Front:
         if self._stopping is not None:
             self._stopping.set()
 
-    def endpoints(self) -> dict[str, dict[str, str]]:
-        """Name the socket URL and the REST base of every venue."""
-        where = f"{self.plan.host}:{self.plan.port}"
+    def endpoints(self) -> dict[str, dict[str, Any]]:
+        """Name the socket URL and the REST base of every venue, and of its products."""
+        found: dict[str, dict[str, Any]] = {}
+        for name, venue in self.venues.items():
+            found[name] = self._addresses(name, venue.socket_path, "")
+            if venue.products:
+                found[name]["products"] = {
+                    product: self._addresses(name, *paths) for product, paths in venue.products.items()
+                }
+        return found
+
+    def _addresses(self, name: str, socket_path: str, rest_base: str) -> dict[str, str]:
+        where = f"{self.plan.host}:{self.plan.port}/{name}"
         return {
-            name: {"websocket": f"ws://{where}/{name}/{v.socket_path}".rstrip("/"), "rest": f"http://{where}/{name}"}
-            for name, v in self.venues.items()
+            "websocket": f"ws://{where}/{socket_path}".rstrip("/"),
+            "rest": f"http://{where}/{rest_base}".rstrip("/"),
         }
 
     def everyone(self) -> list[Connection]:
@@ -164,7 +174,8 @@ class Front:
         venue = self.venues.get(head)
         if venue is None:
             return web.Response(status=404, text=f"no exchange {head!r} here\n")
-        if request.headers.get("Upgrade", "").lower() == "websocket" and path == venue.socket_path:
+        sockets = {venue.socket_path, *(socket_path for socket_path, _ in venue.products.values())}
+        if request.headers.get("Upgrade", "").lower() == "websocket" and path in sockets:
             return await self._socket(venue, request)
         return await self._rest(venue, request, path)
 
@@ -210,7 +221,7 @@ class Front:
             autoping=False, autoclose=False, compress=venue.compresses, max_msg_size=MESSAGE_BYTES_MAX, timeout=1.0
         )
         await socket.prepare(request)
-        c = Connection(venue, self.ledger, self.faults, request.transport, socket)
+        c = Connection(venue, self.ledger, self.faults, request.transport, socket, path=request.path)
         venue.connections.add(c)
         c.start(c.send_loop())
         venue.keepalive(c)

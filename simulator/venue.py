@@ -9,9 +9,9 @@ import asyncio
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from aiohttp import web
 
@@ -95,6 +95,7 @@ class Venue(ABC):
     name = ""
     hosts: tuple[str, ...] = ()  # of the real venue, to recognise its recordings
     socket_path = ""  # under /<exchange>
+    products: ClassVar[Mapping[str, tuple[str, str]]] = {}  # with addresses of their own: socket path and REST base
     compresses = False  # permessage-deflate when the client offers it
     rates_hz: tuple[float, float] = (10, 10)  # each market's own rate lies between these
     jitter = 0.0  # share by which the distance of two updates varies
