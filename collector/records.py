@@ -179,7 +179,10 @@ Message = Datum | Reply | Refused | Subscribed | Numbered | Leaving
 
 
 class EpochOpened(msgspec.Struct, frozen=True, gc=False):
-    """A feed is being heard from here on. `epoch` counts 1, 2, 3... within one run of the collector."""
+    """A feed is being heard from here on. `epoch` counts 1, 2, 3... within one run of the collector.
+
+    `unit` is what its sizes count where that is a contract: `0.01 BTC`, `100 USD`; None: the symbol itself.
+    """
 
     epoch: int
     exchange: str
@@ -189,6 +192,7 @@ class EpochOpened(msgspec.Struct, frozen=True, gc=False):
     opened_us: int
     depth: int | None = None
     verdict: str = "unverified"
+    unit: str | None = None
 
 
 class BookRow(msgspec.Struct, frozen=True, gc=False, array_like=True):

@@ -151,6 +151,18 @@ class Controller(Worker):
         """Tell whether this class hears a channel of a market in house form; spot markets unless it says otherwise."""
         return channel in cls.offers and ":" not in market
 
+    def unit(self, market: str) -> str | None:
+        """Return what sizes of a market count where that is a contract: `1 USD`; None: the symbol itself."""
+        return None
+
+    def unit_path(self, market: str) -> str | None:
+        """Return the REST path that tells what a contract of a market is; None: it is known without asking."""
+        return None
+
+    def parse_unit(self, market: str, body: bytes) -> str:
+        """Read the answer to `unit_path`: `0.01 BTC`. Pure, raises `SourceError` only."""
+        raise NotImplementedError(f"{type(self).__name__} does not count in contracts")
+
     # --- what proves a book that is kept from changes ---------------------------------------------------------------
 
     def is_old(self, change: BookChange, sequence: int) -> bool:
