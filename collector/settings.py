@@ -38,7 +38,13 @@ Transport = Literal["rest", "websocket"]
 MARKET_PATTERN = r"^[A-Z0-9]{1,24}-[A-Z0-9]{2,12}(:[A-Z0-9]{2,24}(-[0-9]{6}(-[0-9.]{1,16}-[CP])?)?)?$"
 Market = Annotated[
     str,
-    Field(pattern=MARKET_PATTERN, json_schema_extra={"what": "a market", "allowed": "SYMBOL-CURRENCY in upper case, of contracts SYMBOL-CURRENCY:SETTLE"}),
+    Field(
+        pattern=MARKET_PATTERN,
+        json_schema_extra={
+            "what": "a market",
+            "allowed": "SYMBOL-CURRENCY in upper case, of contracts SYMBOL-CURRENCY:SETTLE",
+        },
+    ),
 ]
 
 
