@@ -277,16 +277,15 @@ class Okx(_Channels):
             return self.read_event(message)
         if message.arg is None or message.data is None:
             raise UnknownFrame("it is neither an event nor data")
+        channel = _names.get(message.arg.channel)
+        if channel not in self.offers:
+            raise UnknownFrame(f"channel was {message.arg.channel!r}")
         market = house_form(message.arg.instrument)
-        match message.arg.channel:
-            case "books":
-                return [_book(market, message.action, row) for row in message.data]
-            case "trades":
-                return sorted((_trade(market, row) for row in message.data), key=_number)
-            case "tickers":
-                return [_ticker(market, row) for row in message.data]
-            case other:
-                raise UnknownFrame(f"channel was {other!r}")
+        if channel == ORDERBOOK:
+            return [_book(market, message.action, row) for row in message.data]
+        if channel == TRADES:
+            return sorted((_trade(market, row) for row in message.data), key=_number)
+        return [_ticker(market, row) for row in message.data]
 
     def is_old(self, change: BookChange, sequence: int) -> bool:
         """Say never: numbers may fall, so a lower one proves nothing."""
