@@ -100,15 +100,14 @@ class Okx(Venue):
 
     def keepalive(self, c: Connection) -> None:
         """Cut the silent, and tell clients of books that stand still."""
-        c.memory["connId"] = secrets.token_hex(4)
-        c.memory["operations"] = Bucket(self.operations, self.operations / 3600)
         super().keepalive(c)
         c.start(self._tell_the_still(c))
 
-    @property
-    def operations(self) -> int:
-        """Requests that one connection may make in an hour."""
-        return self.timing.operations_per_h or 10**9
+    async def greet(self, c: Connection) -> None:
+        """Name the connection, without a word, and begin to count its requests."""
+        operations = self.timing.operations_per_h or 10**9
+        c.memory["connId"] = secrets.token_hex(4)
+        c.memory["operations"] = Bucket(operations, operations / 3600)
 
     async def _tell_the_still(self, c: Connection) -> None:
         still = self.timing.still_s
@@ -151,7 +150,7 @@ class Okx(Venue):
         return request if known else None
 
     def _obey(self, c: Connection, op: str, argument: dict[str, Any]) -> list[tuple[Subscription, bool]]:
-        where = c.path.rpartition("/")[2]
+        where = "business" if c.path.endswith("/business") else "public"
         name, code = argument["channel"], argument.get("instId")
         market = self.house(code) if isinstance(code, str) else None
         if name in FOR_VIPS and where == "public":
