@@ -2,8 +2,8 @@
 
 Books are sent whole once (400 levels a side), then as changes that name the `seqId` they follow. Quirks:
 - `seqId` may fall after maintenance and is repeated by a keep-alive without levels: only `prevSeqId` proves the chain;
-- `checksum` is always 0 today. In 2022 it was not, and there was no `seqId`: a book like that is proved by its
-  checksum, one with neither is refused;
+- `checksum` is always 0 today. In 2022 it was not, and there was no `seqId`: a checksum is still compared where one is
+  sent, and a book with neither is refused;
 - the exchange itself tells which levels leave the 400;
 - candles have an address of their own (`/business`), which does not know the other channels;
 - sizes of contracts count contracts; `volCcy` of tickers and candles is then the amount in the symbol, while on the
@@ -262,6 +262,7 @@ class Okx(_Channels):
     depth = 400
     changes_only = True
     verdict = "linked"
+    probe_depth = 100  # the far end of 400 levels moves while one asks
 
     def resync_messages(self, market: str) -> Iterable[str]:
         """Return the requests that end one market's book and begin it anew."""
@@ -291,13 +292,8 @@ class Okx(_Channels):
         """Say never: numbers may fall, so a lower one proves nothing."""
         return False
 
-    def follows(self, change: BookChange, sequence: int | None, *, joining: bool) -> bool:
-        """Tell whether a change names the book's number as the one it follows.
-
-        The dialect of 2022 has no numbers at all; its checksum, which is compared after every change, stands in.
-        """
-        if change.previous is None or sequence is None:
-            return change.previous is None and sequence is None and change.checksum is not None
+    def follows(self, change: BookChange, sequence: int, *, joining: bool) -> bool:
+        """Tell whether a change names the book's number as the one before it."""
         return change.previous == sequence
 
     def checksum(self, book: OrderBook) -> int:
