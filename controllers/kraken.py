@@ -63,6 +63,7 @@ class _Subscription(msgspec.Struct, gc=False):
 class _Frame(msgspec.Struct, gc=False):
     channel: str = ""
     type: str = ""
+    timestamp: str | None = None
     data: msgspec.Raw = msgspec.Raw(b"null")
     method: str = ""
     success: bool | None = None
@@ -111,7 +112,6 @@ class _Candle(msgspec.Struct, gc=False):
     low: Any
     close: Any
     volume: Any
-    timestamp: str | None = None
 
 
 _decode = decoder(_Frame)
@@ -175,7 +175,8 @@ class Kraken(WSController):
             case "ticker":
                 return [_ticker(row) for row in _decode_tickers(data)]
             case "ohlc":
-                return sorted((_candle(row) for row in _decode_candles(data)), key=_opened_us)
+                told_us = _microseconds(message.timestamp)
+                return sorted((_candle(row, told_us) for row in _decode_candles(data)), key=_opened_us)
         raise UnknownFrame(f"channel was {message.channel!r}")
 
     # --- REST -------------------------------------------------------------------------------------------------------
@@ -267,11 +268,10 @@ def _opened_us(candle: Candle) -> int:
     return candle.open_us
 
 
-def _candle(row: _Candle) -> Candle:
+def _candle(row: _Candle, told_us: int | None) -> Candle:
     opened_us = _microseconds(row.interval_begin)
     if row.interval != 1 or opened_us is None:
         raise UnknownFrame(f"interval was {row.interval}")
-    told_us = _microseconds(row.timestamp)
     return Candle(
         _house(row.symbol), 60, opened_us, row.open, row.high, row.low, row.close, row.volume, venue_us=told_us
     )
