@@ -15,7 +15,7 @@ One complete book after subscribing, then what changed, each with a checksum of 
 import zlib
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -250,12 +250,10 @@ def _trade_id(row: _Trade) -> int:
 
 
 def _trade(row: _Trade) -> Trade:
-    if row.side not in ("buy", "sell"):
-        raise BadFrame(f"side of a trade was {row.side!r}")
     traded_us = _microseconds(row.timestamp)
-    if traded_us is None:
-        raise BadFrame("a trade without a time")
-    taker = "buy" if row.side == "buy" else "sell"
+    if row.side not in ("buy", "sell") or traded_us is None:
+        raise BadFrame(f"side of a trade was {row.side!r}")
+    taker: Literal["buy", "sell"] = "buy" if row.side == "buy" else "sell"
     return Trade(_house(row.symbol), str(row.id), taker, row.price, row.size, traded_us)
 
 

@@ -294,7 +294,7 @@ def test_a_candle_of_another_interval_is_refused(interval: str) -> None:
 
 def test_documented_frames_are_read(wire: Path) -> None:
     linear = make(BybitLinear, "BTC-USDT:USDT")
-    found = []
+    found: list[type] = []
     for line in recorded(wire, "bybit"):
         if line.where.startswith("doc_examples"):
             try:
