@@ -16,20 +16,22 @@ One complete book after subscribing (every level there is), then what changes; n
 - an unknown channel is answered with `authentication failure`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 
 from collector.errors import BadFrame, UnknownFrame
-from collector.numbers import decoder
+from collector.numbers import Number, decoder
 from collector.records import (
+    CANDLES,
     ORDERBOOK,
     TICKER,
     TRADES,
     Book,
     BookChange,
+    Candle,
     Message,
     Numbered,
     Refused,
@@ -38,10 +40,23 @@ from collector.records import (
     Trade,
 )
 from collector.times import parse_time
-from controllers.levels import Levels, decode_any, house_form, shaped
+from controllers.base import Controller
+from controllers.levels import (
+    Levels,
+    decode_any,
+    house_form,
+    in_order,
+    minute_us,
+    quoted,
+    shaped,
+    stated_us,
+    trade_id,
+)
+from controllers.rest import RESTController
 from controllers.websocket import WSController
 
 NATIVE = {ORDERBOOK: "level2", TRADES: "market_trades", TICKER: "ticker"}
+MINUTES_A_POLL = 5
 OWN_USDC = frozenset(("USDT-USDC", "EURC-USDC"))  # products that are no other name of one in USD
 
 
@@ -103,20 +118,30 @@ _decode_tickers = decoder(list[_TickerEvent])
 _decode_subscriptions = decoder(list[_SubscriptionsEvent])
 
 
-class Coinbase(WSController):
-    """Coinbase's spot markets."""
+class _Coinbase(Controller):
+    rest_url = "https://api.coinbase.com"
+    listing_path = "/api/v3/brokerage/market/products?product_type=SPOT"
+    text_numbers = True
+    budget_per_s = 5.0
+    connects_per_s = 4.0
+
+    @classmethod
+    @shaped
+    def parse_listing(cls, body: bytes) -> list[str]:
+        """Read the spot products that can be traded; their names are in house form."""
+        rows = decode_any(body)["products"]
+        return house_form(row["product_id"] for row in rows if row["product_type"] == "SPOT" and _trades_now(row))
+
+
+class Coinbase(_Coinbase, WSController):
+    """Coinbase's books, trades and tickers."""
 
     exchange = "coinbase"
     url = "wss://advanced-trade-ws.coinbase.com"
-    rest_url = "https://api.coinbase.com"
-    listing_path = "/api/v3/brokerage/market/products?product_type=SPOT"
     offers = (ORDERBOOK, TRADES, TICKER)
     changes_only = True
     verdict = "linked"
-    text_numbers = True
     stale_s = 15.0
-    budget_per_s = 5.0
-    connects_per_s = 4.0
 
     @cached_property
     def _names(self) -> dict[str, tuple[str, ...]]:
@@ -159,8 +184,9 @@ class Coinbase(WSController):
             case "ticker":
                 at_us = _us(message.timestamp)
                 for ticker in (ticker for event in _decode_tickers(events) for ticker in event.tickers):
-                    told = (_known(ticker.last), _known(ticker.bid), _known(ticker.ask), _known(ticker.volume), at_us)
-                    messages += [Ticker(market, *told) for market in self._markets(ticker.product)]
+                    prices = _known(ticker.last), _known(ticker.bid), _known(ticker.ask)
+                    for market in self._markets(ticker.product):
+                        messages.append(Ticker(market, *prices, ticker.volume or None, at_us))
             case "subscriptions":
                 messages += self._subscribed(_decode_subscriptions(events))
             case "heartbeats":
@@ -199,10 +225,10 @@ class Coinbase(WSController):
                 at_us = _us(trade.time)
                 if at_us is None or trade.side not in ("BUY", "SELL"):
                     raise BadFrame(f"a trade of side {trade.side!r} at {trade.time!r}")
-                side = trade.side
+                maker, number = trade.side, trade_id(trade.id)
                 for market in self._markets(trade.product):
                     trades.append(
-                        Trade(market, trade.id, "sell" if side == "BUY" else "buy", trade.price, trade.size, at_us)
+                        Trade(market, number, "sell" if maker == "BUY" else "buy", trade.price, trade.size, at_us)
                     )
         return sorted(trades, key=lambda trade: trade.venue_us)
 
@@ -222,16 +248,34 @@ class Coinbase(WSController):
         """Return yes: the numbers of the connection's frames prove it, and a hole in them ends the connection."""
         return True
 
-    @classmethod
+
+class CoinbaseCandles(_Coinbase, RESTController):
+    """Coinbase's candles of one minute, polled; minutes without a trade have none."""
+
+    exchange = "coinbase"
+    offers = (CANDLES,)
+    default = False
+    poll_every_s: ClassVar[Mapping[str, float]] = {CANDLES: 20.0}
+
+    def poll_path(self, channel: str, market: str, now_us: int) -> str:
+        """Return the call for the candles of the last minutes, both ends included."""
+        end_s = now_us // 1_000_000
+        period = f"start={end_s - MINUTES_A_POLL * 60}&end={end_s}"
+        return f"/api/v3/brokerage/market/products/{market}/candles?{period}&granularity=ONE_MINUTE"
+
     @shaped
-    def parse_listing(cls, body: bytes) -> list[str]:
-        """Read the spot products that can be traded; their names are in house form."""
-        rows = decode_any(body)["products"]
-        return house_form(row["product_id"] for row in rows if row["product_type"] == "SPOT" and _trades_now(row))
+    def parse_poll(self, channel: str, market: str, body: bytes, received_us: int) -> Iterable[Message]:
+        """Read `{"candles":[{"start":"1712192400","low":...},...]}`, newest first, which names no market."""
+        return in_order(_candle(market, row) for row in decode_any(body)["candles"])
 
 
 def _trades_now(row: dict[str, Any]) -> bool:
     return row["status"] == "online" and not (row["is_disabled"] or row["trading_disabled"])
+
+
+def _candle(market: str, row: dict[str, Any]) -> Candle:
+    prices = row["open"], row["high"], row["low"], row["close"]
+    return Candle(market, 60, minute_us(stated_us(int(row["start"]))), *prices, row["volume"])
 
 
 def _request(action: str, channel: str, products: list[str] | None = None) -> str:
@@ -241,8 +285,8 @@ def _request(action: str, channel: str, products: list[str] | None = None) -> st
     return msgspec.json.encode(request).decode()
 
 
-def _known(token: str | None) -> str | None:
-    return token or None  # a market without offers has an empty text
+def _known(token: str | None) -> Number | None:
+    return quoted(token or None)  # a market without offers has an empty text
 
 
 def _us(text: str | None) -> int | None:

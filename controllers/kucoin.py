@@ -38,7 +38,7 @@ from collector.records import (
     Ticker,
     Trade,
 )
-from controllers.levels import decode_any, house_form, listed, shaped, venue_us
+from controllers.levels import decode_any, house_form, listed, minute_us, quoted, shaped, stated_us, trade_id, venue_us
 from controllers.websocket import WSController
 
 NATIVE: dict[str, dict[str, Any]] = {
@@ -47,7 +47,6 @@ NATIVE: dict[str, dict[str, Any]] = {
     TICKER: {"channel": "ticker"},
     CANDLES: {"channel": "kline", "interval": "1min"},
 }
-MINUTE_S = 60
 NANOSECONDS = 10**17  # times above it, which is in 1973 for those and in 5138 for microseconds
 
 
@@ -211,25 +210,23 @@ def _book(message: _Frame, data: _Book) -> Book | BookChange:
 
 
 def _trade(data: _Trade) -> Trade:
-    at_us = _us(data.matched)
     side = data.side.lower()
-    if at_us is None or (side != "buy" and side != "sell"):
+    if side not in ("buy", "sell"):
         raise BadFrame(f"S was {data.side!r}")
-    return Trade(data.symbol, str(data.id), "buy" if side == "buy" else "sell", data.price, data.size, at_us)
+    at_us = stated_us(_us(data.matched))
+    return Trade(data.symbol, trade_id(data.id), "buy" if side == "buy" else "sell", data.price, data.size, at_us)
 
 
 def _ticker(data: _Ticker) -> Ticker:
-    return Ticker(data.symbol, data.last, data.bid, data.ask, None, _us(data.matched))
+    return Ticker(data.symbol, quoted(data.last), quoted(data.bid), quoted(data.ask), None, _us(data.matched))
 
 
 def _candle(message: _Frame, data: _Candle) -> Candle:
     if data.interval != "1min":
         raise UnknownFrame(f"i was {data.interval!r}")
-    open_us = venue_us(data.begins_s)
-    if open_us is None or open_us % (MINUTE_S * 1_000_000):
-        raise BadFrame(f"O was {data.begins_s!r}, which is no minute")
+    open_us = minute_us(stated_us(data.begins_s))
     prices = data.open, data.high, data.low, data.close
-    return Candle(data.symbol, MINUTE_S, open_us, *prices, data.volume, venue_us=_us(message.pushed))
+    return Candle(data.symbol, 60, open_us, *prices, data.volume, venue_us=_us(message.pushed))
 
 
 def _us(time: int | None) -> int | None:

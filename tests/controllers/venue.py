@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import pytest
 
 from collector.errors import SourceError
-from collector.records import Book, BookChange, Candle, Message, Refused, Reply, Subscribed, Ticker, Trade
+from collector.records import Book, BookChange, Candle, Message, Numbered, Refused, Reply, Subscribed, Ticker, Trade
 from controllers.base import Controller, Setup
 from controllers.websocket import WSController
 from tests.fakes import FakeClock, Stored, frame_counts, make_setup
@@ -82,6 +82,8 @@ def _told(message: Message) -> dict[str, Any]:
             return {"reply": message.text}
         case Refused():
             return {"refused": message.detail, "market": message.market}
+        case Numbered():
+            return {"numbered": message.sequence}
         case Subscribed():
             return {"subscribed": message.channel, "market": message.market}
         case Trade():
