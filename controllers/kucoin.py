@@ -172,7 +172,8 @@ class KuCoin(WSController):
             detail = " ".join(str(part) for part in (message.code, text) if part is not None)
             return (Refused(detail or "refused without a word", asked[0] if asked else None),)
         if message.result in (True, "true"):
-            return (Subscribed(asked[1], asked[0]),) if asked else ()
+            # A book says itself that it is heard.
+            return (Subscribed(asked[1], asked[0]),) if asked and asked[1] != ORDERBOOK else ()
         if message.type == "pong" or message.message == "welcome":
             return ()
         raise UnknownFrame(f"type was {message.type!r}, message {message.message!r}")
