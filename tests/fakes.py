@@ -176,7 +176,7 @@ class Stored:
                 assert epoch.rows, "coverage without a book"
                 assert record.confirmed_until_us <= record.heard_until_us
                 carried = any(one.reason in ("clock", "no_space") for one in self.of(epoch.opened.market))
-                assert record.frames >= 1 or epoch.verdict == "compared" or carried
+                assert record.frames >= 1 or epoch.verdict in ("compared", "linked") or carried  # begun over REST
                 epoch.mark = record
             case EpochEnded():
                 self._open(record.epoch).ended = record

@@ -1,7 +1,7 @@
 import json
 from bisect import bisect_right
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
@@ -16,6 +16,7 @@ from collector.records import CHANNELS, Book, BookChange, Candle, Leaving, Messa
 from controllers.base import Controller, Setup
 from controllers.binance import Binance, UsdmBooks, UsdmMarket
 from controllers.contracts import contract
+from tests.controllers.live import Live
 from tests.controllers.reference import Player, Reference, each, repeated, skipped, swapped
 from tests.controllers.venue import (
     Case,
@@ -556,3 +557,97 @@ def test_recorded_shallow_books_are_read(wire: Path) -> None:
 def test_a_frame_of_an_unknown_market_names_its_symbol() -> None:
     (message,) = make(Binance).parse(frame_of("binance", "a market that was not asked for"), 0)
     assert isinstance(message, BookChange) and message.market == "DOGEKRW"
+
+
+# --- against the simulator --------------------------------------------------------------------------------------------
+
+LIVE = "BTC-USDT", "ETH-USDT"
+CONTRACTS = "BTC-USDT:USDT", "ETH-USDT:USDT-261225"
+
+
+def start(live: Callable[..., Live], cls: type[Binance | UsdmBooks], **options: Any) -> tuple[Live, tuple[str, ...]]:
+    markets = LIVE if cls is Binance else CONTRACTS
+    stage = live("binance", markets=[*LIVE, *CONTRACTS], **options)
+    stage.start(cls, *markets, rate={"requests_per_s": 1000, "connects_per_s": 1000})
+    return stage, markets
+
+
+def check_epochs(stage: Live, market: str) -> None:
+    """Hold every row to the truth: a REST book that was sent and, in order, the changes that were sent after it."""
+    books = {line["sequence"]: line for line in stage.lines(kind="message", what="book")}
+    polled = {line["subscription"] for line in stage.lines(kind="subscribe", market=market)}
+    books = {number: line for number, line in books.items() if line["subscription"] in polled}
+    changes = [line for line in stage.lines(kind="message", what="change") if line["subscription"] in polled]
+    for epoch in stage.stored.of(market):
+        assert epoch.verdict == "linked"
+        assert epoch.rows[0].sequence is not None
+        truth = Reference()
+        truth.replace(books[epoch.rows[0].sequence]["bids"], books[epoch.rows[0].sequence]["asks"])
+        states = {epoch.rows[0].sequence: truth.both()}
+        for line in changes:
+            if line["sequence"] > epoch.rows[0].sequence:
+                truth.change(line["bids"], line["asks"])
+                states[line["sequence"]] = truth.both()
+        for row, (bids, asks) in zip(epoch.rows, epoch.books, strict=True):
+            assert row.sequence is not None
+            assert (numbers(bids), numbers(asks)) == states[row.sequence]
+
+
+def snapshots(stage: Live, market: str) -> int:
+    polled = {line["subscription"] for line in stage.lines(kind="subscribe", market=market)}
+    return sum(line["subscription"] in polled for line in stage.lines(kind="message", what="book"))
+
+
+@pytest.mark.parametrize("cls", [Binance, UsdmBooks])
+def test_books_begin_with_a_snapshot_each_and_go_on(live: Callable[..., Live], cls: type[Binance | UsdmBooks]) -> None:
+    stage, markets = start(live, cls)
+    for market in markets:
+        stage.heard(15, market)
+    stage.stop()
+    for market in markets:
+        (epoch,) = stage.stored.of(market)
+        assert epoch.opened.depth == 1000 and epoch.opened.unit is None
+        assert snapshots(stage, market) == 1
+        check_epochs(stage, market)
+    stage.counts()
+
+
+@pytest.mark.parametrize("kind", ["swallow", "swap"])
+@pytest.mark.parametrize("cls", [Binance, UsdmBooks])
+def test_a_change_that_does_not_follow_costs_one_market_one_snapshot(
+    live: Callable[..., Live], cls: type[Binance | UsdmBooks], kind: str
+) -> None:
+    stage, (hit, spared) = start(live, cls)
+    stage.heard(10, hit)
+    stage.heard(10, spared)
+    stage.simulator.fault(kind, "binance", hit)
+    stage.until(lambda: len(stage.stored.of(hit)) == 2, what="a second epoch")
+    stage.heard(10, hit)
+    stage.stop()
+    first, second = stage.stored.of(hit)
+    (other,) = stage.stored.of(spared)
+    assert (first.reason, second.reason, other.reason) == ("sequence", "stop", "stop")
+    assert (snapshots(stage, hit), snapshots(stage, spared)) == (2, 1)
+    assert len(stage.lines(kind="open", transport="websocket")) == 1
+    # The gap is in the ledger: it begins with the last change that was all right.
+    assert first.ended is not None and first.mark is not None
+    assert first.ended.ended_us == first.mark.confirmed_until_us < second.opened.opened_us
+    assert first.rows[-1].sequence is not None and second.rows[0].sequence is not None
+    lost = [line["sequence"] for line in stage.lines(kind="message", fate="withheld")]
+    if kind == "swallow":
+        assert first.rows[-1].sequence < lost[0] <= second.rows[0].sequence
+    check_epochs(stage, hit)
+    check_epochs(stage, spared)
+    assert stage.counts()["dropped"] >= 1
+
+
+@pytest.mark.parametrize("cls", [Binance, UsdmBooks])
+def test_a_change_that_comes_twice_changes_nothing(live: Callable[..., Live], cls: type[Binance | UsdmBooks]) -> None:
+    stage, (hit, _) = start(live, cls)
+    stage.heard(10, hit)
+    stage.simulator.fault("duplicate", "binance", hit, times=3)
+    stage.heard(30, hit)
+    stage.stop()
+    assert len(stage.stored.of(hit)) == 1
+    check_epochs(stage, hit)
+    assert stage.counts()["duplicate"] >= 3
