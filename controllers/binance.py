@@ -18,13 +18,13 @@ A book is a REST snapshot that the changes of the stream continue. Quirks:
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 from urllib.parse import quote
 
 import msgspec
 
-from collector.errors import BadFrame, UnknownFrame
-from collector.numbers import Number, decoder, is_zero
+from collector.errors import UnknownFrame
+from collector.numbers import decoder
 from collector.records import (
     CANDLES,
     ORDERBOOK,
@@ -41,7 +41,7 @@ from collector.records import (
 )
 from controllers.base import Setup
 from controllers.contracts import Contract, contract
-from controllers.levels import decode_any, house_form, listed, shaped, venue_us
+from controllers.levels import decode_any, house_form, listed, minute_us, quoted, shaped, stated_us, trade_id, venue_us
 from controllers.websocket import WSController
 
 STREAMS_A_REQUEST = 256  # a connection's greatest number of streams, 1024, fits into four requests
@@ -51,13 +51,16 @@ PROBE_LEVELS = 100
 _Levels = list[tuple[str, str]]
 
 
-class _Frame(msgspec.Struct, gc=False):
-    stream: str = ""
-    data: msgspec.Raw | None = None
-    result: Any = msgspec.UNSET  # of a request: null
+class _Error(msgspec.Struct, gc=False):
     code: Any = None
     text: Any = msgspec.field(name="msg", default=None)
-    error: Any = None
+
+
+class _Frame(_Error, gc=False):
+    stream: str = ""
+    data: msgspec.Raw = msgspec.Raw()
+    result: Any = msgspec.UNSET  # of a request: null
+    error: _Error | None = None  # where it was refused; on some of the exchange's services the frame itself is that
     kind: Any = msgspec.field(name="e", default=None)
 
 
@@ -86,8 +89,8 @@ class _Trade(msgspec.Struct, tag_field="e", tag="trade", gc=False):
     buyer_made: bool = msgspec.field(name="m")  # the buyer's order stood in the book, so the taker sold
 
     def read(self, market: str) -> Message:
-        side = "sell" if self.buyer_made else "buy"
-        return Trade(market, str(self.id), side, self.price, self.size, _stated_us(self.made_ms))  # type: ignore[arg-type]
+        side: Literal["buy", "sell"] = "sell" if self.buyer_made else "buy"
+        return Trade(market, trade_id(self.id), side, self.price, self.size, stated_us(self.made_ms))
 
 
 class _AggregateTrade(_Trade, tag_field="e", tag="aggTrade", gc=False):
@@ -103,7 +106,7 @@ class _Ticker(msgspec.Struct, tag_field="e", tag="24hrTicker", gc=False):
     ask: str | None = msgspec.field(name="a", default=None)
 
     def read(self, market: str) -> Message:
-        return Ticker(market, self.last, _quote(self.bid), _quote(self.ask), self.volume, venue_us(self.sent_ms))
+        return Ticker(market, self.last, quoted(self.bid), quoted(self.ask), self.volume, venue_us(self.sent_ms))
 
 
 class _Minute(msgspec.Struct, gc=False):
@@ -127,7 +130,7 @@ class _Candle(msgspec.Struct, tag_field="e", tag="kline", gc=False):
         if k.interval != "1m":
             raise UnknownFrame(f"interval was {k.interval!r}")
         prices = k.open, k.high, k.low, k.close, k.volume
-        return Candle(market, 60, _stated_us(k.open_ms), *prices, k.closed, venue_us(self.sent_ms))
+        return Candle(market, 60, minute_us(stated_us(k.open_ms)), *prices, k.closed, venue_us(self.sent_ms))
 
 
 class _Snapshot(msgspec.Struct, gc=False):
@@ -186,7 +189,8 @@ class _Streams(WSController):
     def parse(self, frame: bytes, received_us: int) -> Iterable[Message]:
         """Read one frame: an event under the name of its stream, or the answer to a request."""
         envelope = _decode(frame)
-        if envelope.data is None:
+        data = bytes(envelope.data)
+        if not data:
             return self._control(envelope)
         kind = envelope.stream.partition("@")[2].partition("@")[0]
         decode = self._kinds.get(kind)
@@ -194,16 +198,15 @@ class _Streams(WSController):
             if envelope.stream == "!serverShutdown":
                 return (Leaving("serverShutdown"),)
             raise UnknownFrame(f"stream was {envelope.stream!r}")
-        event = decode(bytes(envelope.data))
+        event = decode(data)
         return (event.read(self._markets_of.get(event.symbol, event.symbol)),)
 
     def _control(self, envelope: _Frame) -> Iterable[Message]:
         if envelope.kind == "serverShutdown":
             return (Leaving("serverShutdown"),)
-        if envelope.code is not None or envelope.text is not None:
-            return (Refused(f"{envelope.code} {envelope.text}"),)
-        if envelope.error is not None:
-            return (Refused(str(envelope.error)),)
+        error = envelope.error or envelope
+        if error.code is not None:
+            return (Refused(f"{error.code} {error.text}"),)
         if envelope.result is None:
             return ()
         raise UnknownFrame("neither an event nor the answer to a request")
@@ -311,15 +314,3 @@ def _is_linear(market: Contract) -> bool:
 def _listed(row: Mapping[str, str]) -> Contract:
     expiry = row["symbol"].partition("_")[2]
     return Contract(row["baseAsset"], row["quoteAsset"], row["marginAsset"], expiry or None)
-
-
-def _stated_us(time_ms: int) -> int:
-    time_us = venue_us(time_ms)
-    if time_us is None:
-        raise BadFrame("a message without its time")
-    return time_us
-
-
-def _quote(price: Number | None) -> Number | None:
-    # Nought stands for a side on which nobody offers.
-    return None if price is None or is_zero(price) else price

@@ -253,7 +253,7 @@ class Front:
                     await venue.pinged(c)
                     await c.pong(message.data)
                 case WSMsgType.PONG:
-                    await venue.ponged(c, message.data)
+                    await venue.ponged(c, bytes(message.data))
                 case WSMsgType.CLOSE:
                     await socket.close(drain=False)
                     return f"the client closed with {message.data}"
