@@ -296,9 +296,10 @@ def test_every_recorded_trade_and_ticker_comes_out_digit_for_digit(wire: Path) -
         (message,) = coinone.parse(line.data.encode(), 0)
         said = frame["data"]
         if isinstance(message, Trade):
-            side = "buy" if said["is_seller_maker"] else "sell"
-            told_so = Trade("BTC-KRW", said["id"], side, said["price"], said["qty"], int(said["timestamp"]) * 1000)
-            assert message == told_so
+            assert (message.market, message.id) == ("BTC-KRW", said["id"])
+            assert message.side == ("buy" if said["is_seller_maker"] else "sell")
+            assert (message.price, message.size) == (said["price"], said["qty"])
+            assert message.venue_us == int(said["timestamp"]) * 1000
             assert said["id"].startswith(str(said["timestamp"]))
         else:
             prices = said["last"], said["bid_best_price"], said["ask_best_price"]

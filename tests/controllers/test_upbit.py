@@ -255,7 +255,7 @@ def recorded_events(wire: Path, kind: str) -> list[tuple[str, dict[str, Any]]]:
     for line in recorded(wire, "upbit"):
         frame = exactly(line.data)
         if isinstance(frame, dict) and kind in (frame.get("type"), frame.get("ty")):
-            found.append((line.data, {LONG_EVENT.get(key, key): value for key, value in frame.items()}))
+            found.append((line.data, {str(LONG_EVENT.get(key, key)): value for key, value in frame.items()}))
     return found
 
 
