@@ -291,12 +291,14 @@ class Front:
         if refused is not None:
             reply = replace(refused, asked=reply.markets())
         held = [m for m in reply.markets() if self.faults.withholding(venue.name, m)]
-        lost = [m for m in reply.markets() if m not in held and self.faults.take("swallow", venue.name, m)]
+        lost = [
+            m for m in reply.markets() if m not in held and self.faults.take("swallow", venue.name, m, reply.channel)
+        ]
         if held or lost:
             return await self._withhold(c, reply, held)
         reply = self._spoiled(venue, reply)
         for market in reply.markets():
-            s, _ = c.subscribe("orderbook", market, market)
+            s, _ = c.subscribe(reply.channel, market, market)
             if market in reply.books:
                 c.record(s, reply.books[market], "sent")
             else:
@@ -306,7 +308,7 @@ class Front:
     async def _withhold(self, c: Connection, reply: Reply, held: list[str]) -> web.StreamResponse:
         """Let a client wait for its answer until a stall is over, then drop the connection unanswered."""
         for market in reply.markets():
-            s, _ = c.subscribe("orderbook", market, market)
+            s, _ = c.subscribe(reply.channel, market, market)
             c.record(s, reply.books.get(market, Message("", "error")), "withheld")
         while held and c in c.venue.connections and any(self.faults.withholding(c.venue.name, m) for m in held):
             await asyncio.sleep(0.02)
