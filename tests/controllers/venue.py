@@ -8,6 +8,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+import msgspec
 import pytest
 
 from collector.errors import SourceError
@@ -92,7 +93,8 @@ def _told(message: Message) -> dict[str, Any]:
             prices = [message.open, message.high, message.low, message.close]
             told = _fields(message, "interval_s", "open_us", "volume", "closed", "venue_us")
             return {"candle": message.market, "prices": prices, **told}
-    raise AssertionError(f"no test tells {message!r} yet")
+        case _:
+            return {type(message).__name__.lower(): msgspec.to_builtins(message)}
 
 
 def _fields(message: Message, *names: str) -> dict[str, Any]:
@@ -150,7 +152,7 @@ def check_book(controller: Controller, frame: str, market: str, bids: Side, asks
     assert isinstance(message, Book)
     assert message.market == market
     fresh = make(type(controller), market)
-    kept = fresh.feeds[market].book
+    kept = fresh.books[market].book
     kept.replace(message)
     assert kept.as_numbers() == (bids, asks)
     out = [json.loads(text) for text in kept.as_json()]
@@ -264,7 +266,7 @@ def check_anything(cls: type[Controller], frames: list[bytes]) -> None:
             controller.end_epochs("disconnect")
         controller.flush()
         stored.take()
-        for market, state in controller.feeds.items():
+        for market, state in controller.books.items():
             if state.epoch:
                 kept = stored.epochs[state.epoch]
                 assert kept.opened.market == market
