@@ -250,9 +250,10 @@ class Front:
                     c.heard_s = asyncio.get_running_loop().time()
                     await venue.received(c, message.data.decode(errors="replace"))
                 case WSMsgType.PING:
+                    await venue.pinged(c)
                     await c.pong(message.data)
                 case WSMsgType.PONG:
-                    continue
+                    await venue.ponged(c, bytes(message.data))
                 case WSMsgType.CLOSE:
                     await socket.close(drain=False)
                     return f"the client closed with {message.data}"

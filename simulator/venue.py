@@ -168,6 +168,12 @@ class Venue(ABC):
     async def greet(self, c: Connection) -> None:  # noqa: B027 - a hook
         """Say something to a fresh socket, or close it."""
 
+    async def pinged(self, c: Connection) -> None:  # noqa: B027 - a hook
+        """Take note of a client's protocol ping, which is answered."""
+
+    async def ponged(self, c: Connection, payload: bytes) -> None:  # noqa: B027 - a hook
+        """Take note of a client's protocol pong."""
+
     @abstractmethod
     async def received(self, c: Connection, text: str) -> None:
         """Answer a client's frame."""
