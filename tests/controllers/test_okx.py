@@ -44,7 +44,7 @@ from tests.controllers.venue import (
     recorded,
     told,
 )
-from tests.fakes import FakeClock, Stored, counted, make_setup, numbers
+from tests.fakes import FakeClock, HeardLog, Stored, make_setup, numbers
 
 PUBLIC = (ORDERBOOK, TRADES, TICKER)
 NAMES = [
@@ -328,27 +328,22 @@ class Played:
     def __init__(self, cls: type[Okx], frames: list[Frame]) -> None:
         market = house_form(frames[0]["arg"]["instId"])
         clock = FakeClock()
-        self.setup = make_setup(clock=clock)
-        self.stored = Stored(self.setup.intake)
-        self.controller = make(cls, market, setup=self.setup)
+        log = HeardLog()
+        setup = make_setup(clock=clock, log=log)
+        self.stored = Stored(setup.intake)
+        self.controller = make(cls, market, setup=setup)
         self.controller.anchor()
         self.verdicts: list[str] = []
         self.books: list[Any] = []
         for frame in frames:
-            before = self._broken()
+            before = len(log.of("book_broken"))
             self.controller.handle(json.dumps(frame).encode(), clock.advance(0.1))
             self.controller.flush()
             self.stored.take()
-            broken = {reason for reason, count in self._broken().items() if count > before[reason]}
             heard = self.controller.books[market]
-            self.verdicts.append(next(iter(broken)) if broken else "good" if heard.epoch else "waiting")
+            broken = [str(each["reason"]) for each in log.of("book_broken")[before:]]
+            self.verdicts.append(broken[0] if broken else "good" if heard.epoch else "waiting")
             self.books.append(heard.book.as_numbers())
-
-    def _broken(self) -> dict[str, float]:
-        return {
-            reason: counted(self.setup, "books_broken_total", exchange="okx", reason=reason)
-            for reason in ("sequence", "checksum")
-        }
 
 
 def rebuilt(frames: list[Frame]) -> Iterator[Reference]:
