@@ -349,6 +349,11 @@ class Front:
                             m.cross()
             case "disconnect":
                 await self._disconnect(exchange, market, parameters)
+            case "leave":
+                for c in self._hit(exchange, market, "websocket"):
+                    if (text := c.venue.farewell(c)) is not None:
+                        c.say(text)
+                    c.close_later(float(parameters.get("after_s", 30)), 1001, "the venue leaves")
             case "half_open":
                 for c in self._hit(exchange, market, parameters.get("transport")):
                     c.half_open = True
