@@ -1,4 +1,4 @@
-"""Books kept from changes, held to their venue's own proof: what a controller's rules say of every message."""
+"""Books kept from changes, held to their venue's own proof message by message; a book rebuilt without the collector."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -6,61 +6,48 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from collector.records import Book, BookChange
 from controllers.base import Controller
-from controllers.book import OrderBook
-
-Side = dict[Decimal, Decimal]
+from tests.controllers.venue import Side, make
+from tests.fakes import FakeClock, HeardLog, Sides, Stored, make_setup, numbers
 
 
 class Judged(NamedTuple):
-    """One message: `book`, `change`, `old`, or what is wrong (`sequence`, `checksum`); and the book after it."""
+    """What became of one message: `row`, `nothing` (it changed nothing), or why it broke the book; and the book then.
+
+    Of a book that broke, the book is the last one that is stored.
+    """
 
     verdict: str
-    bids: Side
-    asks: Side
+    book: Sides
+
+    def numbers(self) -> tuple[Side, Side]:
+        """Return bids and asks as numbers."""
+        return numbers(self.book[0]), numbers(self.book[1])
 
 
-def judged(controller: Controller, frames: Iterable[str]) -> Iterator[Judged]:
-    """Apply the books and changes of frames by the rules of a controller; it ends at the first that is wrong."""
-    kept = OrderBook(trim=not controller.text_numbers)
-    sequence: int | None = None
+def judged(cls: type[Controller], market: str, frames: Iterable[str]) -> Iterator[Judged]:
+    """Play frames to a controller and tell what is stored of each; it ends at the first that breaks the book."""
+    clock, log = FakeClock(), HeardLog()
+    setup = make_setup(clock=clock, log=log)
+    controller = make(cls, market, setup=setup)
+    stored = Stored(setup.intake)
+    controller.anchor()
+    rows = 0
     for frame in frames:
-        for message in controller.parse(frame.encode(), 0):
-            if not isinstance(message, Book | BookChange):
-                continue
-            verdict = "book" if isinstance(message, Book) else _verdict(controller, message, sequence)
-            if verdict == "book":
-                assert isinstance(message, Book)
-                kept.replace(message)
-            elif verdict == "change":
-                assert isinstance(message, BookChange)
-                kept.apply(message)
-            if verdict in ("book", "change"):
-                sequence = message.sequence
-                if controller.cut_to_depth:
-                    cut(kept, controller.depth)
-                if controller.verdict == "checksummed" and controller.checksum(kept) != message.checksum:
-                    verdict = "checksum"
-            yield Judged(verdict, *kept.as_numbers())
-            if verdict in ("sequence", "checksum"):
-                return
-
-
-def _verdict(controller: Controller, change: BookChange, sequence: int | None) -> str:
-    if controller.verdict == "checksummed":
-        return "change"
-    assert sequence is not None, "a change before any book"
-    if controller.is_old(change, sequence):
-        return "old"
-    return "change" if controller.follows(change, sequence, joining=False) else "sequence"
-
-
-def cut(book: OrderBook, depth: int | None) -> None:
-    """Drop what lies beyond the depth."""
-    for side, highest in ((book.bids, True), (book.asks, False)):
-        prices = sorted(side.as_numbers(), reverse=highest)
-        side.apply({f"{price:f}": "0" for price in prices[depth:]})
+        controller.handle(frame.encode(), clock.advance(0.01))
+        controller.flush()
+        (epoch,) = stored.take().of(market)
+        assert not stored.rejected
+        assert epoch.verdict == cls.verdict
+        assert epoch.mark is not None
+        broken = [told["reason"] for told in log.of("book_broken")]
+        verdict = broken[0] if broken else "row" if len(epoch.rows) > rows else "nothing"
+        yield Judged(verdict, epoch.book)
+        rows = len(epoch.rows)
+        assert epoch.reason == (broken[0] if broken else None)
+        assert bool(controller.books[market].epoch) == (not broken)
+        if broken:
+            return
 
 
 def frames_of(wire: Path, file: str) -> list[str]:

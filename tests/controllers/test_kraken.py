@@ -13,7 +13,7 @@ from collector.errors import BadFrame, RateLimited, SourceError, VenueRefused
 from collector.records import CHANNELS, Book, BookChange, Candle, Subscribed, Ticker, Trade
 from controllers.book import OrderBook
 from controllers.kraken import Kraken
-from tests.controllers.proved import Reference, frames_of, judged
+from tests.controllers.proved import Judged, Reference, frames_of, judged
 from tests.controllers.venue import (
     Case,
     cases,
@@ -93,31 +93,30 @@ def test_an_acknowledgement_opens_a_stream_and_a_refusal_names_its_market() -> N
 def test_every_recorded_book_is_proved_and_equals_a_plain_rebuild(wire: Path, file: str) -> None:
     cls, market = RECORDED[file]
     frames = [frame for frame in frames_of(wire, file) if '"checksum"' in frame]
-    found = list(judged(make(cls, market), frames))
-    kinds = ["book" if '"type":"snapshot"' in frame else "change" for frame in frames]
-    assert [each.verdict for each in found] == kinds
-    assert (len(kinds), kinds.count("book")) == {BTC: (54, 1), MINA: (19, 2)}[file]
+    found = list(judged(cls, market, frames))
+    told = [each.verdict for each in found]
+    assert (len(told), told.count("row"), told.count("nothing")) == {BTC: (54, 54, 0), MINA: (19, 18, 1)}[file]
     reference = Reference()
     for frame, each in zip(frames, found, strict=True):
         message = exactly(frame)
         (row,) = message["data"]
         bids, asks = ([(level["price"], level["qty"]) for level in row[side]] for side in ("bids", "asks"))
         reference.take(bids, asks, whole=message["type"] == "snapshot", depth=cls.depth)
-        assert (each.bids, each.asks) == (reference.bids, reference.asks)
+        assert each.numbers() == (reference.bids, reference.asks)
 
 
 def test_the_recorded_resync_showed_the_book_that_was_kept(wire: Path) -> None:
     frames = [frame for frame in frames_of(wire, MINA) if '"checksum"' in frame]
-    found = list(judged(make(Deeper, "MINA-GBP"), frames))
+    found = list(judged(Deeper, "MINA-GBP", frames))
     again = next(i for i, frame in enumerate(frames) if i and '"type":"snapshot"' in frame)
-    assert found[again][1:] == found[again - 1][1:]
+    assert found[again] == Judged("nothing", found[again - 1].book)
 
 
 def test_without_the_cut_the_recorded_checksums_do_not_hold(wire: Path) -> None:
     class Uncut(Kraken):
         cut_to_depth = False
 
-    found = list(judged(make(Uncut, "BTC-USD"), frames_of(wire, BTC)))
+    found = list(judged(Uncut, "BTC-USD", [frame for frame in frames_of(wire, BTC) if '"checksum"' in frame]))
     assert found[-1].verdict == "checksum"
 
 
@@ -160,7 +159,7 @@ def test_a_difference_that_is_skipped_or_swapped_is_caught_where_the_checksum_br
 ) -> None:
     cls, market = RECORDED[file]
     frames = [frame for frame in frames_of(wire, file) if '"checksum"' in frame]
-    good = list(judged(make(cls, market), frames))
+    good = list(judged(cls, market, frames))
     updates = ['"update"' in frame for frame in frames]
     unseen = []
     for at in (n for n, both in enumerate(pairwise(updates)) if all(both)):
@@ -168,14 +167,13 @@ def test_a_difference_that_is_skipped_or_swapped_is_caught_where_the_checksum_br
         truth = list(plainly(played, cls.depth or 0))
         holds = [each for each, _ in truth]
         first_wrong = holds.index(False) if False in holds else None
-        found = list(judged(make(cls, market), played))
+        found = list(judged(cls, market, played))
         assert len(found) == (len(holds) if first_wrong is None else first_wrong + 1)
         assert (found[-1].verdict == "checksum") == (first_wrong is not None)
-        assert [(each.bids, each.asks) for each in found] == [
-            (book["bids"], book["asks"]) for _, book in truth[: len(found)]
-        ]
+        for each, (_, book) in zip(found[:first_wrong], truth, strict=False):
+            assert each.numbers() == (book["bids"], book["asks"])
         if first_wrong != at:
-            unseen.append(found[at][1:] == good[at + 1][1:])  # whether the next one made good what was lost
+            unseen.append(found[at].book == good[at + 1].book)  # whether the next one made good what was lost
     assert unseen == [True]  # of one, the level was replaced by the very next message: the book is right after it
 
 
@@ -183,16 +181,16 @@ def test_a_difference_that_is_skipped_or_swapped_is_caught_where_the_checksum_br
 def test_a_difference_that_is_repeated_changes_nothing(wire: Path, file: str) -> None:
     cls, market = RECORDED[file]
     frames = [frame for frame in frames_of(wire, file) if '"checksum"' in frame]
-    good = list(judged(make(cls, market), frames))
-    for at in range(1, len(frames)):
-        found = list(judged(make(cls, market), spoiled(frames, "repeat", at)))
-        assert found == [*good[: at + 1], good[at], *good[at + 1 :]]
+    good = list(judged(cls, market, frames))
+    for at in range(1, len(frames), 4):
+        found = list(judged(cls, market, spoiled(frames, "repeat", at)))
+        assert [each.book for each in found] == [each.book for each in (*good[: at + 1], *good[at:])]
 
 
 def test_a_repeat_that_comes_late_is_caught(wire: Path) -> None:
     frames = [frame for frame in frames_of(wire, BTC) if '"checksum"' in frame]
-    found = list(judged(make(Kraken, "BTC-USD"), [*frames[:8], frames[1], *frames[8:]]))
-    assert [each.verdict for each in found] == ["book"] + ["change"] * 7 + ["checksum"]
+    found = list(judged(Kraken, "BTC-USD", [*frames[:8], frames[1], *frames[8:]]))
+    assert [each.verdict for each in found] == ["row"] * 8 + ["checksum"]
 
 
 def levels(*tokens: Any) -> dict[Any, Any]:
@@ -240,7 +238,7 @@ def test_the_first_version_has_the_same_recipe_and_nothing_of_it_is_taken_for_da
     kraken = make(Kraken, "ADA-BTC")
     books: dict[str, OrderBook] = {}
     sums = 0
-    for frame in frames_of(wire, "kraken/cryptofeed_v1_book1000_20210417.ndjson")[:700]:
+    for frame in frames_of(wire, "kraken/cryptofeed_v1_book1000_20210417.ndjson")[:400]:
         with pytest.raises(SourceError):
             kraken.parse(frame.encode(), 0)
         row = json.loads(frame)
@@ -259,7 +257,7 @@ def test_the_first_version_has_the_same_recipe_and_nothing_of_it_is_taken_for_da
             if "c" in part:
                 assert kraken.checksum(book) == int(part["c"])
                 sums += 1
-    assert sums > 400
+    assert sums > 200
 
 
 # --- other channels ---------------------------------------------------------------------------------------------------
