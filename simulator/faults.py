@@ -29,6 +29,7 @@ SINGLE: dict[str, set[str]] = {
 AT_ONCE: dict[str, set[str]] = {
     "disconnect": {"code", "reason", "transport"},
     "half_open": {"transport"},
+    "leave": {"after_s"},
     "crossed": set(),
     "clear": {"what"},
 }

@@ -250,9 +250,10 @@ class Front:
                     c.heard_s = asyncio.get_running_loop().time()
                     await venue.received(c, message.data.decode(errors="replace"))
                 case WSMsgType.PING:
+                    await venue.pinged(c)
                     await c.pong(message.data)
                 case WSMsgType.PONG:
-                    continue
+                    await venue.ponged(c, bytes(message.data))
                 case WSMsgType.CLOSE:
                     await socket.close(drain=False)
                     return f"the client closed with {message.data}"
@@ -348,6 +349,11 @@ class Front:
                             m.cross()
             case "disconnect":
                 await self._disconnect(exchange, market, parameters)
+            case "leave":
+                for c in self._hit(exchange, market, "websocket"):
+                    if (text := c.venue.farewell(c)) is not None:
+                        c.say(text)
+                    c.close_later(float(parameters.get("after_s", 30)), 1001, "the venue leaves")
             case "half_open":
                 for c in self._hit(exchange, market, parameters.get("transport")):
                     c.half_open = True

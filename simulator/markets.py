@@ -115,6 +115,7 @@ class Character:
     gap_ticks: int = 3
     coarse: int = 1  # multiplies the tick of prices from 100 million up
     volume_places: int = 8
+    lot: int = UNIT  # what a volume of 1 is worth in the symbol, counted in 1e-8: less than one where contracts count
     repeats: float = 0.0  # share of steps that change nothing
     changes_max: int = 3
 
@@ -236,7 +237,7 @@ class Market:
         worth = round(10 ** self.random.uniform(4, 7.7)) * UNIT // _KRW_PER_UNIT.get(self.currency, 1)
         places = min(self.character.volume_places, self.random.choice((8, 8, 8, 4, 3)))
         grain = int(10 ** (8 - places))
-        return max(worth * UNIT // price // grain, 1) * grain
+        return max(worth * UNIT // price * UNIT // self.character.lot // grain, 1) * grain
 
     def _set(self, side: _Side, price: int, volume: int) -> None:
         side.put(price, volume)

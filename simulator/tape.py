@@ -101,6 +101,9 @@ class News:
     candles: tuple[Candle, ...] = ()
 
 
+_NOTHING = News()
+
+
 def times(price: str, volume: str) -> int:
     """Multiply two plain decimals: the amount, counted in 1e-16."""
     return units(price) * units(volume)
@@ -133,14 +136,19 @@ class Tape:
             self._take(eaten, price, part, at_us)
         self._roll(started_us)
         self.ticker = self._ticker(Step(market.book, ()))
+        self._touch = market.book.bids[0], market.book.asks[0]
 
     def hear(self, step: Step) -> News:
         """Take note of a step and tell what it means."""
         at_us = step.book.time_us
         gone = self._roll(at_us)
         trades = tuple(self._take(side, price, volume, at_us) for side, price, volume in step.eaten)
-        before, self.ticker = self.ticker, self._ticker(step)
-        moved = replace(before, time_us=at_us) != self.ticker
+        touch = step.book.bids[0], step.book.asks[0]
+        moved = bool(trades) or touch != self._touch
+        if moved:
+            self.ticker, self._touch = self._ticker(step), touch
+        if not (moved or gone):
+            return _NOTHING
         forming = (self.candle,) if gone or trades else ()
         return News(trades, self.ticker if moved else None, (*gone, *forming))
 

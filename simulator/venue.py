@@ -36,6 +36,8 @@ class Timing:
     connects_per_s: int | None = None
     connections_max: int | None = None
     books_max: int | None = None  # order books on one connection
+    still_s: float | None = None  # a book that did not change for so long says so
+    operations_per_h: int | None = None  # requests on one connection
     rest_limits: bool | None = None
 
     def over(self, own: "Timing") -> "Timing":
@@ -166,6 +168,12 @@ class Venue(ABC):
     async def greet(self, c: Connection) -> None:  # noqa: B027 - a hook
         """Say something to a fresh socket, or close it."""
 
+    async def pinged(self, c: Connection) -> None:  # noqa: B027 - a hook
+        """Take note of a client's protocol ping, which is answered."""
+
+    async def ponged(self, c: Connection, payload: bytes) -> None:  # noqa: B027 - a hook
+        """Take note of a client's protocol pong."""
+
     @abstractmethod
     async def received(self, c: Connection, text: str) -> None:
         """Answer a client's frame."""
@@ -240,6 +248,10 @@ class Venue(ABC):
     def prelude(self, s: Subscription, frames: Sequence[Recorded]) -> Sequence[Message]:
         """Complete a recording that lacks what a subscriber needs first."""
         return []
+
+    def farewell(self, c: Connection) -> str | None:
+        """Spell the announcement that a connection will be closed soon; None: this venue closes without one."""
+        return None
 
     def sample(self, s: Subscription) -> str:
         """Give a good frame to be spoiled."""
