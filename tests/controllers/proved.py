@@ -77,6 +77,11 @@ def ended(stage: Live, market: str, epochs: int, rows: int = 5) -> None:
     stage.heard(rows, market)
 
 
+def wait_for_rejected(stage: Live, count: int) -> None:
+    """Wait until so many frames are rejected."""
+    stage.until(lambda: len(stage.stored.rejected) == count, what=f"{count} rejected frames")
+
+
 def check_streams(stage: Live, market: str, *, sent_as: dict[str, str]) -> None:
     """Hold what is stored of trades, tickers and candles to what was sent, by position, up to what is accounted for."""
     for epoch in stage.stored.of(market):

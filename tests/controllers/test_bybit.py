@@ -11,7 +11,7 @@ from collector.errors import BadFrame, RateLimited, SourceError, VenueRefused
 from collector.records import CHANNELS, Book, BookChange, Candle, Refused, Subscribed, Ticker, Trade
 from controllers.bybit import Bybit, BybitInverse, BybitLinear, native
 from tests.controllers.live import Live
-from tests.controllers.proved import Judged, check_streams, ended, frames_of, hear, judged
+from tests.controllers.proved import Judged, check_streams, ended, frames_of, hear, judged, wait_for_rejected
 from tests.controllers.reference import Reference, repeated, skipped, swapped
 from tests.controllers.venue import (
     Case,
@@ -505,3 +505,17 @@ def test_the_recorded_archive_is_recorded_as_it_was_sent(live: Stages, wire: Pat
     (epoch,) = stage.stored.of("XRP-USDT:USDT")
     assert (epoch.verdict, epoch.reason, epoch.frames) == ("linked", "stop", 25)
     stage.check("XRP-USDT:USDT")
+
+
+def test_no_garbage_is_ever_recorded_and_the_book_comes_back(live: Stages) -> None:
+    stage = played(live)
+    hear(stage, Bybit, "BTC-USDT")
+    garbage = ("not_json", "foreign_market", "negative_volume", "unknown_type", "not_utf8")
+    for number, what in enumerate(garbage, 1):
+        stage.heard(3, "BTC-USDT")
+        stage.simulator.fault("garbage", "bybit", "BTC-USDT", what=what)
+        wait_for_rejected(stage, number)
+    stage.heard(3, "BTC-USDT")
+    stage.stop()
+    assert set(stage.stored.reasons[:-1]) == {"rejected"}
+    assert stage.counts()["rejected"] == len(garbage)

@@ -14,7 +14,7 @@ from collector.records import CHANNELS, Book, BookChange, Candle, Subscribed, Ti
 from controllers.book import OrderBook
 from controllers.kraken import Kraken
 from tests.controllers.live import Live
-from tests.controllers.proved import Judged, check_streams, ended, frames_of, hear, judged
+from tests.controllers.proved import Judged, check_streams, ended, frames_of, hear, judged, wait_for_rejected
 from tests.controllers.reference import Reference, repeated, skipped, swapped
 from tests.controllers.venue import (
     Case,
@@ -434,3 +434,17 @@ def test_a_recording_is_recorded_as_it_was_sent(live: Stages, wire: Path) -> Non
     (epoch,) = stage.stored.of("BTC-USD")
     assert (epoch.verdict, epoch.reason, epoch.frames) == ("checksummed", "stop", 54)
     stage.check("BTC-USD")
+
+
+def test_no_garbage_is_ever_recorded_and_the_book_comes_back(live: Stages) -> None:
+    stage = live("kraken", markets=LIVE, rate_hz=150)
+    hear(stage, Kraken, "BTC-USD")
+    garbage = ("not_json", "foreign_market", "negative_volume", "unknown_type", "not_utf8")
+    for number, what in enumerate(garbage, 1):
+        stage.heard(3, "BTC-USD")
+        stage.simulator.fault("garbage", "kraken", "BTC-USD", what=what)
+        wait_for_rejected(stage, number)
+    stage.heard(3, "BTC-USD")
+    stage.stop()
+    assert set(stage.stored.reasons[:-1]) == {"rejected"}
+    assert stage.counts()["rejected"] == len(garbage)
