@@ -334,7 +334,7 @@ def test_faults_can_be_asked_for_over_http(stage: Start) -> None:
 
 
 def test_endpoints_lead_to_the_venues_own_paths(stage: Start) -> None:
-    s = stage(*venues())
+    s = stage("upbit", "bithumb", "coinone", "korbit", "gopax", "okx")
     port = s.simulator.url.rpartition(":")[2]
     paths = {
         "upbit": "/upbit/websocket/v1",
@@ -343,10 +343,14 @@ def test_endpoints_lead_to_the_venues_own_paths(stage: Start) -> None:
         "korbit": "/korbit/v2/public",
         "gopax": "/gopax",
     }
-    assert s.simulator.endpoints == {
+    found: Any = dict(s.simulator.endpoints)
+    okx, rest = found.pop("okx"), f"http://127.0.0.1:{port}/okx"
+    assert found == {
         name: {"websocket": f"ws://127.0.0.1:{port}{path}", "rest": f"http://127.0.0.1:{port}/{name}"}
         for name, path in paths.items()
     }
+    public, business = (f"ws://127.0.0.1:{port}/okx/ws/v5/{name}" for name in ("public", "business"))
+    assert okx == {"websocket": public, "rest": rest, "products": {"business": {"websocket": business, "rest": rest}}}
     assert requests.get(f"{s.simulator.url}/binance/x", timeout=5).status_code == 404
 
 
@@ -401,8 +405,8 @@ def test_it_starts_again_on_the_same_port_with_the_same_ledger(tmp_path: Path) -
 
 
 def test_wrong_arguments_are_said_at_the_start(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no simulated exchange 'binance': one of bithumb, coinone"):
-        Simulator(["binance"]).start()
+    with pytest.raises(ValueError, match="no simulated exchange 'nope': one of binance, bithumb, bybit"):
+        Simulator(["nope"]).start()
     with pytest.raises(ValueError, match="no simulated exchange 'server'"):
         Simulator(["server"]).start()
     with Simulator(["upbit"]) as first, pytest.raises(OSError, match="address already in use"):
