@@ -11,7 +11,7 @@ can't be joined: each is named, with the reason.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from decimal import Context, Decimal, Inexact
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from collector.latest import Level, LiveBook, LiveTicker, LiveTrade
 from collector.live import LiveView
@@ -45,6 +45,24 @@ class LeftOut(NamedTuple):
     exchange: str
     market: str
     why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """The latest of one channel of one market, as far as it says anything of prices.
+
+    `age_s` is how long ago it was received or confirmed; `gone` why its feed is not heard, empty while it is.
+    """
+
+    last: Decimal | None = None
+    bid: Decimal | None = None
+    ask: Decimal | None = None
+    bid_size: Decimal | None = None
+    ask_size: Decimal | None = None
+    received_us: int | None = None
+    venue_us: int | None = None
+    age_s: float | None = None
+    gone: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,9 +190,9 @@ class Prices:
         quotes = [
             quote(
                 *venue,
-                self._view.book(*venue),
-                self._view.trade(*venue),
-                self._view.ticker(*venue),
+                book=_seen(self._view.book(*venue)),
+                ticker=_seen(self._view.ticker(*venue)),
+                trade=_seen(self._view.trade(*venue)),
                 stale_s=self.stale_s,
             )
             for venue in self._venues(market, ORDERBOOK, TICKER, TRADES)
@@ -218,44 +236,51 @@ def stale(age_s: float | None, stale_s: float) -> str:
 def quote(
     exchange: str,
     market: str,
-    book: LiveBook | None,
-    trade: LiveTrade | None,
-    ticker: LiveTicker | None,
     *,
+    book: Seen | None = None,
+    ticker: Seen | None = None,
+    trade: Seen | None = None,
     stale_s: float = STALE_S,
 ) -> Quote:
     """Return what may be used of the latest of one market. A trade is never stale while its feed is heard."""
-    missing = []
-    for channel, found, limit_s in ((ORDERBOOK, book, stale_s), (TICKER, ticker, stale_s), (TRADES, trade, None)):
-        if found is not None and (why := found.gone or ("" if limit_s is None else stale(found.age_s, limit_s))):
-            missing.append((channel, why))
-    unfit = dict(missing)
-    book = None if ORDERBOOK in unfit else book
-    ticker = None if TICKER in unfit else ticker
-    trade = None if TRADES in unfit else trade
-    paid = [(trade.received_us, trade.price)] if trade is not None else []
-    if ticker is not None and ticker.last is not None:
-        paid.append((ticker.received_us, ticker.last))
-    source = book or ticker or trade
-    bid = ask = bid_size = ask_size = None
-    if book is not None:
-        (bid, bid_size), (ask, ask_size) = book.bid or _NO_LEVEL, book.ask or _NO_LEVEL
-    elif ticker is not None:
-        bid, ask = ticker.bid, ticker.ask
+    missing = {}
+    for channel, seen, limit_s in ((ORDERBOOK, book, stale_s), (TICKER, ticker, stale_s), (TRADES, trade, None)):
+        if seen is not None and (why := seen.gone or ("" if limit_s is None else stale(seen.age_s, limit_s))):
+            missing[channel] = why
+    book = None if ORDERBOOK in missing else book
+    ticker = None if TICKER in missing else ticker
+    trade = None if TRADES in missing else trade
+    paid = [one for one in (trade, ticker) if one is not None and one.last is not None]
+    newest = max(paid, key=lambda one: one.received_us or 0, default=None)
+    top = book or ticker or trade
+    why = tuple(f"{channel}: {why}" for channel, why in missing.items())
+    if top is None:
+        return Quote(exchange, market, unfit="; ".join(why) or NEVER)
     return Quote(
         exchange,
         market,
-        last=max(paid)[1] if paid else None,
-        bid=bid,
-        ask=ask,
-        bid_size=bid_size,
-        ask_size=ask_size,
-        received_us=None if source is None else source.received_us,
-        venue_us=None if source is None else source.venue_us,
-        age_s=None if source is None else source.age_s,
-        unfit="" if source is not None else "; ".join(f"{channel}: {why}" for channel, why in missing) or NEVER,
-        missing=tuple(f"{channel}: {why}" for channel, why in missing),
+        last=None if newest is None else newest.last,
+        bid=top.bid,
+        ask=top.ask,
+        bid_size=top.bid_size,
+        ask_size=top.ask_size,
+        received_us=top.received_us,
+        venue_us=top.venue_us,
+        age_s=top.age_s,
+        missing=why,
     )
+
+
+def _seen(found: LiveBook | LiveTicker | LiveTrade | None) -> Seen | None:
+    if found is None:
+        return None
+    seen = Seen(received_us=found.received_us, venue_us=found.venue_us, age_s=found.age_s, gone=found.gone)
+    if isinstance(found, LiveTrade):
+        return replace(seen, last=found.price)
+    if isinstance(found, LiveTicker):
+        return replace(seen, last=found.last, bid=found.bid, ask=found.ask)
+    (bid, bid_size), (ask, ask_size) = found.bid or _NO_LEVEL, found.ask or _NO_LEVEL
+    return replace(seen, bid=bid, ask=ask, bid_size=bid_size, ask_size=ask_size)
 
 
 def compare(market: str, quotes: Iterable[Quote], rates: Iterable[Rate] = ()) -> Comparison:
@@ -350,3 +375,50 @@ def _counted(book: LiveBook) -> tuple[Decimal, str]:
         return Decimal(1), book.feed.market.partition("-")[0]
     amount, _, what = book.unit.partition(" ")
     return Decimal(amount), what
+
+
+def comparison_json(found: Comparison) -> dict[str, Any]:
+    """Return a comparison as JSON has it: prices and sizes as text, times in microseconds."""
+    best_bid, best_ask = found.best_bid, found.best_ask
+    return {
+        "market": found.market,
+        "best_bid": None if best_bid is None else best_bid.exchange,
+        "best_ask": None if best_ask is None else best_ask.exchange,
+        "spread": _text(found.spread),
+        "venues": [
+            {
+                "exchange": one.exchange,
+                "market": one.market,
+                **{
+                    name: _text(getattr(one, name)) for name in ("last", "bid", "bid_size", "ask", "ask_size", "spread")
+                },
+                "received_us": one.received_us,
+                "venue_us": one.venue_us,
+                "age_s": one.age_s,
+                "rate": None if one.rate is None else str(one.rate),
+            }
+            for one in found.venues
+        ],
+        "left_out": [one._asdict() for one in found.left_out],
+    }
+
+
+def book_json(found: MergedBook) -> dict[str, Any]:
+    """Return a merged book as JSON has it: a level is its price, its size, and the exchanges that have it."""
+    bids, asks = (
+        [[_text(price), _text(size), [part.exchange for part in parts]] for price, size, parts in side]
+        for side in (found.bids, found.asks)
+    )
+    return {
+        "market": found.market,
+        "counts_in": found.counts_in,
+        "bids": bids,
+        "asks": asks,
+        "venues": list(found.venues),
+        "rates": [str(rate) for rate in found.rates],
+        "left_out": [one._asdict() for one in found.left_out],
+    }
+
+
+def _text(number: Decimal | None) -> str | None:
+    return None if number is None else f"{number:f}"
