@@ -11,7 +11,7 @@ can't be joined: each is named, with the reason.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from decimal import Context, Decimal, Inexact
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from collector.latest import Level, LiveBook, LiveTicker, LiveTrade
 from collector.live import LiveView
@@ -213,19 +213,19 @@ class Prices:
         return replace(found, left_out=found.left_out + unheard)
 
     def _venues(self, market: str, *channels: str) -> list[tuple[str, str]]:
+        wanted = thing(market)
         return sorted(
             {
                 (feed.exchange, feed.market)
                 for feed in self._view.feeds()
-                if feed.channel in channels and same_thing(feed.market, market)
+                if feed.channel in channels and thing(feed.market) == wanted
             }
         )
 
 
-def same_thing(market: str, other: str) -> bool:
-    """Tell whether two markets trade the same thing: the same symbol in any currency, or the very same contract."""
-    spot = ":" not in market and ":" not in other
-    return market == other or (spot and market.partition("-")[0] == other.partition("-")[0])
+def thing(market: str) -> str:
+    """Return what a market trades: the symbol, in whatever currency, or that very contract."""
+    return market if ":" in market else market.partition("-")[0]
 
 
 def stale(age_s: float | None, stale_s: float) -> str:
@@ -253,9 +253,9 @@ def quote(
     paid = [one for one in (trade, ticker) if one is not None and one.last is not None]
     newest = max(paid, key=lambda one: one.received_us or 0, default=None)
     top = book or ticker or trade
-    why = tuple(f"{channel}: {why}" for channel, why in missing.items())
+    named = tuple(f"{channel}: {why}" for channel, why in missing.items())
     if top is None:
-        return Quote(exchange, market, unfit="; ".join(why) or NEVER)
+        return Quote(exchange, market, unfit="; ".join(named) or NEVER)
     return Quote(
         exchange,
         market,
@@ -267,7 +267,7 @@ def quote(
         received_us=top.received_us,
         venue_us=top.venue_us,
         age_s=top.age_s,
-        missing=why,
+        missing=named,
     )
 
 
@@ -288,7 +288,7 @@ def compare(market: str, quotes: Iterable[Quote], rates: Iterable[Rate] = ()) ->
     known = tuple(rates)
     venues, left_out = [], []
     for one in sorted(quotes, key=lambda one: (one.exchange, one.market)):
-        rate, why = _rate(one.market, market, known)
+        rate, why = rate_between(one.market, market, known)
         if why or one.unfit:
             left_out.append(LeftOut(one.exchange, one.market, one.unfit or why))
             continue
@@ -310,7 +310,7 @@ def merge(
     left_out = []
     for book in sorted(books, key=lambda book: book.feed):
         exchange, name, _ = book.feed
-        rate, why = _rate(name, market, known)
+        rate, why = rate_between(name, market, known)
         why = book.gone or stale(book.age_s, stale_s) or why
         if why:
             left_out.append(LeftOut(exchange, name, why))
@@ -356,9 +356,12 @@ def _joined(
     return tuple(merged)
 
 
-def _rate(market: str, wanted: str, rates: tuple[Rate, ...]) -> tuple[Rate | None, str]:
-    # What brings prices of a market into the currency of the one that is wanted, or why nothing does.
-    if not same_thing(market, wanted):
+def rate_between(market: str, wanted: str, rates: Iterable[Rate]) -> tuple[Rate | None, str]:
+    """Return what brings prices of a market into the currency of another, or why they can't be compared.
+
+    Both are None and empty where the currencies are the same.
+    """
+    if thing(market) != thing(wanted):
         return None, f"not the same thing as {wanted}"
     base, currency = (one.partition(":")[0].partition("-")[2] for one in (market, wanted))
     if base == currency:
@@ -375,50 +378,3 @@ def _counted(book: LiveBook) -> tuple[Decimal, str]:
         return Decimal(1), book.feed.market.partition("-")[0]
     amount, _, what = book.unit.partition(" ")
     return Decimal(amount), what
-
-
-def comparison_json(found: Comparison) -> dict[str, Any]:
-    """Return a comparison as JSON has it: prices and sizes as text, times in microseconds."""
-    best_bid, best_ask = found.best_bid, found.best_ask
-    return {
-        "market": found.market,
-        "best_bid": None if best_bid is None else best_bid.exchange,
-        "best_ask": None if best_ask is None else best_ask.exchange,
-        "spread": _text(found.spread),
-        "venues": [
-            {
-                "exchange": one.exchange,
-                "market": one.market,
-                **{
-                    name: _text(getattr(one, name)) for name in ("last", "bid", "bid_size", "ask", "ask_size", "spread")
-                },
-                "received_us": one.received_us,
-                "venue_us": one.venue_us,
-                "age_s": one.age_s,
-                "rate": None if one.rate is None else str(one.rate),
-            }
-            for one in found.venues
-        ],
-        "left_out": [one._asdict() for one in found.left_out],
-    }
-
-
-def book_json(found: MergedBook) -> dict[str, Any]:
-    """Return a merged book as JSON has it: a level is its price, its size, and the exchanges that have it."""
-    bids, asks = (
-        [[_text(price), _text(size), [part.exchange for part in parts]] for price, size, parts in side]
-        for side in (found.bids, found.asks)
-    )
-    return {
-        "market": found.market,
-        "counts_in": found.counts_in,
-        "bids": bids,
-        "asks": asks,
-        "venues": list(found.venues),
-        "rates": [str(rate) for rate in found.rates],
-        "left_out": [one._asdict() for one in found.left_out],
-    }
-
-
-def _text(number: Decimal | None) -> str | None:
-    return None if number is None else f"{number:f}"

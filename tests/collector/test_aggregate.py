@@ -4,7 +4,7 @@ from decimal import Decimal
 
 import pytest
 
-from collector.aggregate import NEVER, LeftOut, MergedLevel, Part, Prices, Quote, Rate, compare, same_thing
+from collector.aggregate import NEVER, LeftOut, MergedLevel, Part, Prices, Quote, Rate, compare, thing
 from collector.records import ORDERBOOK, TICKER, TRADES, EpochEnded, EpochOpened, Feed, TickerRow, TradeRow
 from tests.collector.test_live import Fed
 
@@ -170,11 +170,8 @@ def test_other_currencies_are_joined_only_at_a_rate_which_is_shown(venues: Venue
 
 
 def test_contracts_are_joined_with_the_same_contract_only(venues: Venues) -> None:
-    assert same_thing("BTC-KRW", "BTC-USDT")
-    assert same_thing("BTC-USDT:USDT", "BTC-USDT:USDT")
-    assert not same_thing("BTC-USDT:USDT", "BTC-USDT")
-    assert not same_thing("BTC-USDT:USDT", "BTC-USDT:USDT-261225")
-    assert not same_thing("BTC-KRW", "ETH-KRW")
+    assert thing("BTC-KRW") == thing("BTC-USDT")
+    assert len(set(map(thing, ("BTC-USDT", "BTC-USDT:USDT", "BTC-USDT:USDT-261225", "ETH-USDT")))) == 4
     venues.books("BTC-USDT", binance=({"1": "1"}, {"2": "1"}))
     venues.books("BTC-USDT:USDT", bybit=({"3": "1"}, {"4": "1"}), okx=({"3": "1"}, {"5": "1"}))
     found = venues.prices(RATE).compare("BTC-USDT:USDT")
