@@ -48,6 +48,9 @@ from collector.records import (
 WAITING_MAX = 1000  # updates that may wait for a callback
 RECENT_TRADES = 256  # of a feed that somebody listens to: what two connections both bring is told once
 
+_OfAnEpoch = BookRow | StreamRow | CoverageMark | EpochEnded | EpochVerdict
+_OF_AN_EPOCH = (BookRow, TradeRow, TickerRow, CandleRow, CoverageMark, EpochEnded, EpochVerdict)  # the commonest first
+
 
 class _Slot:
     """A feed, and whichever of its epochs counts."""
@@ -205,22 +208,14 @@ class LiveView:
 
     def _take(self, delivery: Delivery, now_us: int) -> None:
         for record in delivery.records:
-            if isinstance(record, EpochOpened):
-                self._begin(Feed(delivery.exchange, record.market, record.channel), record, now_us)
-            elif isinstance(
-                record, BookRow | TradeRow | TickerRow | CandleRow | CoverageMark | EpochVerdict | EpochEnded
-            ):
+            if isinstance(record, _OF_AN_EPOCH):
                 found = self._open.get(record.epoch)
                 if found is not None:
                     self._note(*found, record, now_us)
+            elif isinstance(record, EpochOpened):
+                self._begin(Feed(delivery.exchange, record.market, record.channel), record, now_us)
 
-    def _note(
-        self,
-        slot: _Slot,
-        stream: Stream,
-        record: BookRow | StreamRow | CoverageMark | EpochVerdict | EpochEnded,
-        now_us: int,
-    ) -> None:
+    def _note(self, slot: _Slot, stream: Stream, record: _OfAnEpoch, now_us: int) -> None:
         if isinstance(record, BookRow):
             if record.flags & KEYFRAME:
                 stream.rows = [record]
