@@ -7,6 +7,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO_SECONDS ?=
 ARGS ?=
+# Tests of the whole program under load and attack: two at a time, and not slowed down by measuring coverage.
+WHOLE := tests/bench tests/docs tests/e2e tests/faults
 
 .DEFAULT_GOAL := help
 .PHONY: help run demo test lint format bench faults fuzz requirements schema .venv
@@ -20,8 +22,13 @@ run: .venv ## Collect as config/collector.yaml says, until Ctrl-C
 demo: .venv ## Show five simulated exchanges live, until Ctrl-C or DEMO_SECONDS
 	@$(BIN)/python run_controller.py demo $(if $(DEMO_SECONDS),--seconds $(DEMO_SECONDS)) $(ARGS)
 
-test: .venv ## Run all tests; fail under 90 % branch coverage
-	@$(BIN)/python -m pytest --timeout=120 --cov --cov-report=term $(ARGS)
+test: .venv ## Run all tests; fail under 90 % branch coverage. ARGS: some tests only, without coverage
+ifeq ($(strip $(ARGS)),)
+	@$(BIN)/python -m pytest --timeout=120 -n 3 --cov --cov-report=term $(addprefix --ignore=,$(WHOLE))
+	@$(BIN)/python -m pytest --timeout=120 -n 2 $(WHOLE)
+else
+	@$(BIN)/python -m pytest --timeout=120 $(ARGS)
+endif
 
 lint: .venv ## Check style, format, types and the import rule
 	@$(BIN)/ruff check .

@@ -93,8 +93,8 @@ def test_a_manager_that_does_not_read_holds_nobody_up(manager: Manager, monkeypa
     ("limit_us", "pid", "interval_s"),
     [
         ("60000000", None, 30.0),
-        ("60000000", str(os.getpid()), 30.0),
-        ("60000000", str(os.getpid() + 1), None),  # meant for another process
+        ("60000000", "mine", 30.0),
+        ("60000000", "another", None),
         ("60000000", "me", None),
         ("0", None, None),
         ("-5", None, None),
@@ -108,6 +108,6 @@ def test_watchdog_interval(
     if limit_us is not None:
         monkeypatch.setenv("WATCHDOG_USEC", limit_us)
     if pid is not None:
-        monkeypatch.setenv("WATCHDOG_PID", pid)
+        monkeypatch.setenv("WATCHDOG_PID", {"mine": str(os.getpid()), "another": str(os.getpid() + 1)}.get(pid, pid))
 
     assert watchdog_interval_s() == interval_s

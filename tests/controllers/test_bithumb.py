@@ -82,7 +82,7 @@ def test_a_time_is_microseconds_or_milliseconds_told_by_its_magnitude(written: s
 
 def test_size_nought_at_a_live_price_is_left_out_even_as_the_best_level() -> None:
     bithumb = make(BithumbWebSocket)
-    kept = bithumb.feeds["BTC-KRW"].book
+    kept = bithumb.books["BTC-KRW"].book
     kept.replace(socket_book((11, "0.0", 10, 0), (12, 1, 9, 2), (13, 0.5, 8, 3)))
     assert [text for text, _ in kept.asks.as_text(highest_first=False)] == ["12", "13"]
     assert [text for text, _ in kept.bids.as_text(highest_first=True)] == ["9", "8"]
@@ -90,7 +90,7 @@ def test_size_nought_at_a_live_price_is_left_out_even_as_the_best_level() -> Non
 
 
 def test_a_level_that_falls_to_nought_is_removed_and_may_come_back() -> None:
-    kept = make(BithumbWebSocket).feeds["BTC-KRW"].book
+    kept = make(BithumbWebSocket).books["BTC-KRW"].book
     kept.replace(socket_book((11, 1, 10, 1)))
     assert kept.replace(socket_book((11, 0, 10, 1))) == ([], [("11", "0")])
     assert kept.replace(socket_book((11, 0, 10, 1))) == ([], [])

@@ -212,7 +212,7 @@ def test_the_recorded_deletion_that_the_snapshot_holds_already_changes_nothing(w
     gopax = make(Gopax)
     gopax.handle(json.dumps({"i": "BTC-KRW", "n": "SubscribeToOrderBook", "o": snapshot}).encode(), 1)
     gopax.handle(next(frame for frame in frames if "84553130" in frame).encode(), 2)
-    assert gopax.feeds["BTC-KRW"].book.as_numbers() == ({}, numbers({price: "0.5"}))
+    assert gopax.books["BTC-KRW"].book.as_numbers() == ({}, numbers({price: "0.5"}))
 
 
 def test_recorded_answers_over_rest_are_read(wire: Path) -> None:

@@ -80,7 +80,7 @@ def test_the_time_is_that_of_the_book_not_that_of_sending() -> None:
 def test_text_keeps_its_digits() -> None:
     korbit = make(Korbit)
     korbit.handle(BOOK, 1)
-    assert korbit.feeds["BTC-KRW"].book.asks.as_text(highest_first=False)[1] == ("116538000", "0.00665630")
+    assert korbit.books["BTC-KRW"].book.asks.as_text(highest_first=False)[1] == ("116538000", "0.00665630")
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def test_a_price_with_an_exponent_is_the_price_without() -> None:
     upbit.handle(BOOK, 2)  # the same levels, spelt as SIMPLE does
     upbit.flush()
     assert len(Stored(upbit.setup.intake).take().only.rows) == 1
-    assert upbit.feeds["BTC-KRW"].book.bids.as_text(highest_first=True) == [
+    assert upbit.books["BTC-KRW"].book.bids.as_text(highest_first=True) == [
         ("116534000", "0.00079276"),
         ("116521000", "1"),
     ]
@@ -192,7 +192,7 @@ def test_the_totals_of_every_complete_recorded_book_add_up(wire: Path) -> None:
             (message,) = upbit.parse(line.data.encode(), 0)
             assert isinstance(message, Book)
             assert message.totals is not None
-            kept = make(Upbit).feeds["BTC-KRW"].book
+            kept = make(Upbit).books["BTC-KRW"].book
             kept.replace(message)
             assert kept.adds_up_to(message.totals), line.where
             checked += 1
@@ -226,7 +226,7 @@ def test_recorded_books_over_rest_are_read(wire: Path) -> None:
             ]
         elif "/v1/orderbook?" in line.url and line.data.startswith("["):
             (book,) = exactly(line.data)
-            kept = make(Upbit).feeds["BTC-KRW"].book
+            kept = make(Upbit).books["BTC-KRW"].book
             kept.replace(upbit.parse_probe("BTC-KRW", line.data.encode()))
             rows = book["orderbook_units"]
             assert kept.as_numbers() == (side(rows, "bid_price", "bid_size"), side(rows, "ask_price", "ask_size"))

@@ -8,6 +8,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+import msgspec
 import pytest
 
 from collector.errors import SourceError
@@ -82,6 +83,8 @@ def _told(message: Message) -> dict[str, Any]:
             return {"reply": message.text}
         case Refused():
             return {"refused": message.detail, "market": message.market}
+        case _:
+            return {type(message).__name__.lower(): msgspec.to_builtins(message)}
 
 
 def _sides(message: Book | BookChange) -> dict[str, Any]:
@@ -135,7 +138,7 @@ def check_book(controller: Controller, frame: str, market: str, bids: Side, asks
     assert isinstance(message, Book)
     assert message.market == market
     fresh = make(type(controller), market)
-    kept = fresh.feeds[market].book
+    kept = fresh.books[market].book
     kept.replace(message)
     assert kept.as_numbers() == (bids, asks)
     out = [json.loads(text) for text in kept.as_json()]
@@ -249,7 +252,7 @@ def check_anything(cls: type[Controller], frames: list[bytes]) -> None:
             controller.end_epochs("disconnect")
         controller.flush()
         stored.take()
-        for market, state in controller.feeds.items():
+        for market, state in controller.books.items():
             if state.epoch:
                 kept = stored.epochs[state.epoch]
                 assert kept.opened.market == market

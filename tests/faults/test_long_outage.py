@@ -104,6 +104,6 @@ def test_an_outage_loses_nothing_and_is_caught_up_with_five_times_faster(
     for feed in told:
         assert not feed.gaps, feed.gaps
         assert feed.us("DATA") + feed.us("QUIET") >= (feed.end_us - feed.start_us) - 1_000_000
-    heard_s = min(feed.end_us - feed.start_us for feed in told) / 1e6
-    assert heard_s > OUTAGE_S
-    assert frames(postgres_url) > 0.9 * heard_s * PER_SECOND
+    heard_s = [(feed.end_us - feed.start_us) / 1e6 for feed in told]  # connections are made one after the other
+    assert max(heard_s) > OUTAGE_S
+    assert frames(postgres_url) > 0.9 * sum(heard_s) * PER_SECOND / len(MARKETS)
