@@ -118,7 +118,11 @@ def _quotes(rows: Iterable[Mapping[str, Any]], stale_s: float) -> Iterable[Quote
         if before is None or (before["state"] != "live" or row["state"] == "live"):  # two, while one takes over
             channels[row["channel"]] = row
     for (exchange, market), channels in feeds.items():
-        seen = {channel: _seen(row) for channel, row in channels.items()}
+        seen = {
+            channel: _seen(row)
+            for channel, row in channels.items()
+            if channel in (ORDERBOOK, TICKER) or row.get("last") is not None
+        }
         book, ticker, trade = (seen.get(channel) for channel in (ORDERBOOK, TICKER, TRADES))
         if book or ticker or trade:
             yield quote(exchange, market, book=book, ticker=ticker, trade=trade, stale_s=stale_s)

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from collector.errors import CollectorError
+from collector.records import ORDERBOOK
 from collector.times import show_duration
 from commands.prices import book_table, comparisons, prices_tables
 from commands.screen import out, show_bytes
@@ -143,7 +144,8 @@ def feeds_table(state: dict[str, Any]) -> Table:
         + (f", spool {show_bytes(state['spool']['bytes'])}" if state["spool"]["batches"] else ""),
     )
     table.caption_justify = "left"
-    for name in ("exchange", "market", "over", "state"):
+    others = any(feed["channel"] != ORDERBOOK for feed in state["feeds"])
+    for name in ("exchange", "market", *(("channel",) if others else ()), "over", "state"):
         table.add_column(name, no_wrap=True)
     for name in ("frames", "per s", "bid", "ask", "lag", "gaps"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -153,6 +155,7 @@ def feeds_table(state: dict[str, Any]) -> Table:
         table.add_row(
             feed["exchange"],
             feed["market"],
+            *((feed["channel"],) if others else ()),
             {"websocket": "socket", "rest": "poll"}[feed["transport"]],
             text,
             str(feed["frames"]),

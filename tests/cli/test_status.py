@@ -83,6 +83,14 @@ def test_one_exchange_alone_is_compared_with_nobody() -> None:
     assert text.count("market") == 1
 
 
+def test_the_channel_stands_in_the_table_where_there_is_more_than_books() -> None:
+    books = shown(live_view(state_of(row("upbit"))))
+    both = shown(live_view(state_of(row("upbit"), row("upbit", channel="trades"))))
+    assert re.search(r"^upbit +BTC-KRW +socket +live ", books, re.MULTILINE)
+    assert re.search(r"^upbit +BTC-KRW +orderbook +socket +live ", both, re.MULTILINE)
+    assert re.search(r"^upbit +BTC-KRW +trades +socket +live ", both, re.MULTILINE)
+
+
 def test_rates_and_the_age_that_is_too_old_are_the_daemons() -> None:
     rows = row("upbit", bid="1399", ask="1401"), row("binance", "BTC-USDT", bid="1", ask="2", age_s=20)
     rate = {"base": "USDT", "quote": "KRW", "rate": "1400", "source": "set by hand"}
