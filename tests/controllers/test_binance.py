@@ -10,12 +10,31 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from collector.clock import Clock
 from collector.errors import SourceError
 from collector.numbers import Number
-from collector.records import CHANNELS, Book, BookChange, Candle, Leaving, Message, Ticker, Trade
+from collector.records import (
+    CHANNELS,
+    Book,
+    BookChange,
+    Candle,
+    CandleRow,
+    EpochEnded,
+    EpochOpened,
+    Leaving,
+    Message,
+    Record,
+    Rejected,
+    Ticker,
+    TickerRow,
+    Trade,
+    TradeRow,
+)
 from controllers.base import Controller, Setup
 from controllers.binance import Binance, UsdmBooks, UsdmMarket
 from controllers.contracts import contract
+from simulator.venue import Timing
+from tests.conftest import wait_until
 from tests.controllers.live import Live
 from tests.controllers.reference import Player, Reference, each, repeated, skipped, swapped
 from tests.controllers.venue import (
@@ -28,7 +47,7 @@ from tests.controllers.venue import (
     make,
     recorded,
 )
-from tests.fakes import make_setup, numbers
+from tests.fakes import FakeClock, make_setup, numbers
 
 Side = Literal["buy", "sell"]
 FILES = {"frames": Binance, "usdm": UsdmBooks, "usdm_market": UsdmMarket}
@@ -365,6 +384,38 @@ def test_every_recorded_change_gets_its_verdict_and_every_book_is_the_reference_
 
 
 @pytest.mark.parametrize("file", STREAMS)
+def test_recorded_streams_are_one_epoch_of_linked_books_each(wire: Path, file: str) -> None:
+    (reader, found), clock = books_of(wire, file), FakeClock()
+    setup = make_setup(clock=clock)
+    controller = make(STREAMS[file], *reader.markets, setup=setup)
+    controller.anchor()
+    for line in found:
+        at_us = clock.advance(0.001)
+        if line.is_book:
+            message = controller.parse_snapshot(line.market, line.text.encode())
+            controller._join(controller.books[line.market], message, at_us)
+        else:
+            assert controller.handle(line.text.encode(), at_us) == []
+    controller.flush()
+    records = [record for delivery in setup.intake.take(10_000) for record in delivery.records]
+    opened = [record for record in records if isinstance(record, EpochOpened)]
+    assert {record.market: record.verdict for record in opened} == dict.fromkeys(reader.markets, "linked")
+    assert len(opened) == len(reader.markets)
+    assert not [record for record in records if isinstance(record, EpochEnded | Rejected)]
+    for market, heard in controller.books.items():
+        verdicts = right_verdicts(found, market)
+        after, before = verdicts[verdicts.index("book") + 1 :], verdicts[: verdicts.index("book")]
+        assert heard.frames == len(after) + len(before) - before.count("old")
+        mine = sorted((line for line in found if line.market == market), key=lambda line: not line.is_book)
+        whole = Reference()
+        whole.replace(mine[0].said["bids"], mine[0].said["asks"])
+        for line in mine[1:]:
+            if line.said["u"] > mine[0].said["lastUpdateId"]:
+                whole.change(line.said["b"], line.said["a"])
+        assert heard.book.as_numbers() == whole.both()
+
+
+@pytest.mark.parametrize("file", STREAMS)
 def test_recorded_books_have_the_exchange_s_own_best_prices(wire: Path, file: str) -> None:
     controller, found = books_of(wire, file)
     best: dict[str, tuple[list[int], list[Any]]] = {}
@@ -393,9 +444,9 @@ def test_recorded_books_have_the_exchange_s_own_best_prices(wire: Path, file: st
 def test_a_skipped_repeated_or_swapped_change_is_caught_where_it_stands(wire: Path, file: str) -> None:
     controller, found = books_of(wire, file)
     for market in controller.markets:
-        messages = snapshot_first(controller, found, market)
+        messages = snapshot_first(controller, found, market)[:100]
         verdicts = judged(controller, messages)[0]
-        linked = [at for at, verdict in enumerate(verdicts) if verdict == "linked"]
+        linked = [at for at, verdict in enumerate(verdicts) if verdict == "linked"][:60]
         for at in (linked[place] for place in each(len(linked) - 1, 3)):
             until, before = messages[: at + 3], verdicts[:at]
             assert judged(controller, skipped(until, at))[0][: at + 1] == [*before, "broken"]
@@ -651,3 +702,60 @@ def test_a_change_that_comes_twice_changes_nothing(live: Callable[..., Live], cl
     assert len(stage.stored.of(hit)) == 1
     check_epochs(stage, hit)
     assert stage.counts()["duplicate"] >= 3
+
+
+def test_trades_tickers_and_candles_are_those_that_were_sent(live: Callable[..., Live]) -> None:
+    each_class: list[tuple[type[Binance | UsdmMarket], str]] = [(Binance, "BTC-USDT"), (UsdmMarket, "BTC-USDT:USDT")]
+    for cls, market in each_class:
+        stage = live("binance", markets=["BTC-USDT", "BTC-USDT:USDT"], rate_hz=100)
+        options: dict[str, Any] = {"endpoint": stage.simulator.endpoints["binance"], "rate": {"connects_per_s": 1000}}
+        setup = replace(make_setup(clock=Clock(), **options), channels=("trades", "ticker", "candles"))
+        controller = cls((market,), setup)
+        stage.controllers.append(controller)
+        records: list[Record] = []
+
+        def kinds(setup: Setup = setup, records: list[Record] = records) -> bool:
+            for delivery in setup.intake.take(10_000):
+                records.extend(delivery.records)
+            counted = Counter(type(record) for record in records)
+            return counted[TradeRow] > 20 and counted[TickerRow] > 20 and counted[CandleRow] > 5
+
+        controller.start()
+        wait_until(kinds)
+        controller.stop()
+        assert controller.join(10)
+        kinds()
+        sent: dict[str, list[dict[str, Any]]] = {}
+        for line in stage.lines(kind="message", fate="sent"):
+            sent.setdefault(line["what"], []).extend(line["rows"])
+        opened = [record.channel for record in records if isinstance(record, EpochOpened)]
+        assert sorted(opened) == ["candles", "ticker", "trades"]
+        trades = [record for record in records if isinstance(record, TradeRow)]
+        for row, trade in zip(trades, sent["trade"], strict=False):
+            assert (row.trade_id, row.side, row.venue_us) == (trade["id"], trade["side"], trade["venue_us"])
+            assert Decimal(row.price) == Decimal(trade["price"]) and Decimal(row.volume) == Decimal(trade["volume"])
+        told = [(as_number(t["last"]), as_number(t["bid"]), as_number(t["volume"])) for t in sent["ticker"]]
+        stood = [
+            (c["open_us"], *(Decimal(c[name]) for name in ("open", "high", "low", "close"))) for c in sent["candle"]
+        ]
+        for record in records:
+            if isinstance(record, TickerRow):
+                assert (as_number(record.last), as_number(record.bid), as_number(record.volume)) in told
+            elif isinstance(record, CandleRow):
+                prices = map(Decimal, (record.open, record.high, record.low, record.close))
+                assert (record.open_us, *prices) in stood
+
+
+def as_number(token: str | None) -> Decimal | None:
+    return None if token is None else Decimal(token)
+
+
+def test_a_connection_that_will_end_is_replaced_before(live: Callable[..., Live]) -> None:
+    soon = Timing(rest_limits=False, connects_per_s=10_000, session_s=0.5, error_close_s=30)
+    stage, (market, _) = start(live, Binance, timing=soon)
+    (controller,) = stage.controllers
+    assert isinstance(controller, Binance)
+    stage.heard(1, market)
+    stage.until(controller.due_for_replacement)
+    assert stage.log.of("leaving")
+    assert stage.stored.of(market)[-1].reason is None

@@ -239,9 +239,9 @@ def test_a_pong_has_to_repeat_what_was_pinged(venue: Start, dial: Any) -> None:
 
 
 def test_pongs_keep_a_connection(venue: Start, dial: Any) -> None:
-    client = dial(venue(timing=Timing(ping_s=0.1, pong_s=0.4)))
+    client = dial(venue(timing=Timing(ping_s=0.25, pong_s=0.4)))
     client.send(subscribe(SPOT_BOOK))
-    while len(client.pings) < 6:
+    while len(client.pings) < 4:
         client.frame()
 
 
