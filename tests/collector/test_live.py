@@ -223,6 +223,14 @@ def test_two_connections_of_one_feed_follow_each_other(fed: Fed) -> None:
     assert fed.latest().gone == "stop"
 
 
+def test_the_younger_connection_counts_though_the_older_speaks_later(fed: Fed) -> None:
+    fed.open(1)
+    fed.open(2)
+    fed.book(2, {"200": "1"}, {})
+    fed.book(1, {"100": "1"}, {})
+    assert fed.latest().epoch == 2
+
+
 def test_what_is_open_before_the_view_is_passed_over(fed: Fed) -> None:
     fed.book(9, {"100": "1"}, {})
     fed.trade(9, "a")
