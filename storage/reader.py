@@ -63,6 +63,11 @@ class BookAt(msgspec.Struct, frozen=True, gc=False):
     asks: Levels
 
     @property
+    def time_us(self) -> int:
+        """The time it stands at: that of receipt."""
+        return self.received_us
+
+    @property
     def exchange(self) -> str:
         """The exchange in upper case."""
         return self.source.exchange
@@ -137,6 +142,14 @@ class Reader:
         if market is not None:
             feeds = _only(feeds, "market", market, self._source)
         return [feed for feed in feeds if channel is None or feed.channel == channel]
+
+    def feeds_of(self, exchange: str, market: str | None, channel: str) -> list[StoredFeed]:
+        """Return the feeds of one channel, as `feeds` does, but never none."""
+        found = self.feeds(exchange, market, channel)
+        if not found:
+            where = f"{exchange.upper()} {market.upper()}" if market else exchange.upper()
+            raise UnknownFeed(f"{self._source.shown} holds no {NAMES[channel]} of {where}")
+        return found
 
     def book_feeds(self, exchange: str | None = None, market: str | None = None) -> list[StoredFeed]:
         """Return the order-book feeds, as `feeds` does."""
@@ -260,7 +273,7 @@ class Reader:
         overlapped, its book of that moment is given first (under its own, earlier time) if it differs from the last
         one.
         """
-        feeds = self.book_feeds(exchange, market)  # here and not in the generator: a wrong name fails at once
+        feeds = self.feeds_of(exchange, market, ORDERBOOK)  # here and not in the generator: a wrong name fails at once
         items = (item for feed in feeds for item in self.replay(self.timeline(feed), start_us, end_us))
         return items if gaps else (item for item in items if not isinstance(item, Gap))
 
@@ -413,7 +426,7 @@ class Reader:
         end_us: int | None,
         interval_s: int = INTERVAL_S,
     ) -> Iterator[BookAt | Item | Gap]:
-        feeds = self.feeds(exchange, market, channel)  # here and not in the generator: a wrong name fails at once
+        feeds = self.feeds_of(exchange, market, channel)  # here and not in the generator: a wrong name fails at once
         return (
             item
             for feed in feeds
@@ -431,10 +444,7 @@ class Reader:
         return sorted(self._source.epochs(feed.id), key=lambda epoch: (epoch.from_us, epoch.id))
 
     def _feed(self, exchange: str, market: str, channel: str = ORDERBOOK) -> StoredFeed:
-        feeds = self.feeds(exchange, market, channel)
-        if not feeds:
-            raise UnknownFeed(f"{self._source.shown} holds no {NAMES[channel]} of {exchange.upper()} {market.upper()}")
-        return feeds[0]
+        return self.feeds_of(exchange, market, channel)[0]
 
 
 def open_source(database: Path | str) -> Source:
