@@ -30,6 +30,18 @@ class BookDiffers(SourceError):
     """The book that was kept is not the exchange's."""
 
 
+class BookBroken(SourceError):
+    """A book kept from changes is not the exchange's any more; `reason` ends its epoch: `sequence`, `checksum`."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class FramesLost(ConnectionLost):
+    """The exchange numbers what it sends on a connection, and a number is missing."""
+
+
 class RateLimited(SourceError):
     """The exchange asked for fewer requests; `banned`: it answers none of this address for a while."""
 

@@ -81,6 +81,9 @@ class Metrics:
             "venue_time_ahead_total", "Books whose own time lies more than a second after their receipt", exchange
         )
         self.books_flagged = counter("books_flagged_total", "Books stored with a flag", ("exchange", "flag"))
+        self.books_broken = counter(
+            "books_broken_total", "Books kept from changes that broke and were begun anew", ("exchange", "reason")
+        )
         self.epochs = counter("epochs_total", "Epochs that ended, by reason", ("exchange", "reason"))
         self.probes = counter("probes_total", "Comparisons with a fresh book, by outcome", ("exchange", "outcome"))
 

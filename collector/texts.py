@@ -45,6 +45,9 @@ TEXTS: dict[str, tuple[str, str]] = {
     ),
     "probe_agreed": ("REST 호가와 일치", "the book agrees with REST"),
     "probe_failed": ("REST 호가 확인 실패: {error}", "the book could not be compared with REST: {error}"),
+    "book_broken": ("호가 연속성 깨짐, 다시 받음", "the book broke and is begun anew"),
+    "snapshot_failed": ("REST 호가 스냅샷 실패", "the REST snapshot failed"),
+    "leaving": ("거래소가 곧 연결을 끊음", "the exchange is about to close the connection"),
     "probe_differs": ("REST 호가와 불일치", "the book differs from REST"),
     "silences_new": ("무수신 간격 기록이 없어 새로 학습", "no known silences yet, learning them anew"),
     "silences_lost": (

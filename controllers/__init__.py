@@ -17,6 +17,7 @@ _SHARED = frozenset(
     {
         "base",
         "book",
+        "book_feed",
         "connection",
         "contracts",
         "doubt",
@@ -27,6 +28,8 @@ _SHARED = frozenset(
         "probe",
         "rest",
         "silence",
+        "snapshots",
+        "stream_feed",
         "tcp",
         "websocket",
     }

@@ -8,14 +8,22 @@ another.
 """
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from collector.budget import Budget
 from collector.clock import Clock
 from collector.config import Endpoint, Exchange
-from collector.errors import BadFrame, RateLimited, SourceError, StaleConnection, VenueRefused
+from collector.errors import (
+    BadFrame,
+    BookBroken,
+    FramesLost,
+    RateLimited,
+    SourceError,
+    StaleConnection,
+    VenueRefused,
+)
 from collector.intake import Intake
 from collector.log import Log
 from collector.metrics import Metrics
@@ -27,27 +35,33 @@ from collector.records import (
     BookChange,
     BookRow,
     CoverageMark,
+    Datum,
     Delivery,
     EpochEnded,
     EpochOpened,
     Feed,
     Message,
+    Numbered,
     Record,
-    Refused,
     Rejected,
-    Reply,
+    StreamRow,
 )
 from collector.worker import Backoff, Worker
 from controllers.book import OrderBook
+from controllers.book_feed import HeardBook
 from controllers.feed import FeedFacts, HeardFeed
 from controllers.fetch import date_us
 from controllers.silence import KnownSilences
+from controllers.stream_feed import STREAMS
 
 MARK_EVERY_US = 1_000_000  # how often the ledger moves for a feed that is heard but has nothing new
 CLOCK_STEP_US = 1_000_000
 VENUE_AHEAD_US = 1_000_000  # a time of the exchange that lies so far in the future is counted; it is stored as sent
 QUICK_US = 1_000
 RECORD_BYTES = 200  # what a record without text holds in memory, about
+
+
+Reader = Callable[[bytes, int], Iterable[Message]]  # of a frame, received at a time
 
 
 @dataclass(frozen=True)
@@ -80,6 +94,7 @@ class Controller(Worker):
     changes_only: ClassVar[bool] = False  # books come as changes after one complete book
     verdict: ClassVar[str] = ""  # what proves such a book message by message: `linked` or `checksummed`
     cut_to_depth: ClassVar[bool] = False  # levels beyond `depth` leave such a book without a word
+    ticker_changes: ClassVar[bool] = False  # what a ticker does not say stays as it was
     rising_sequence: ClassVar[bool] = False  # a book whose sequence is not above the last one is a repeat
     text_numbers: ClassVar[bool] = False  # prices and sizes are JSON text, whose digits are kept
     sampled: ClassVar[bool] = False
@@ -103,12 +118,21 @@ class Controller(Worker):
             transport=self.transport,
             depth=self.depth,
             changes_only=self.changes_only,
+            verdict=self.verdict,
+            cut_to_depth=self.cut_to_depth,
+            joins_snapshots=bool(markets) and self.snapshot_path(markets[0]) is not None,
             rising_sequence=self.rising_sequence,
             text_numbers=self.text_numbers,
             sampled=self.sampled,
             full_books=setup.full_books,
+            ticker_changes=self.ticker_changes,
         )
-        self.feeds = {market: HeardFeed(Feed(self.exchange, market), facts, setup.intake.epochs) for market in markets}
+        self.unproven, self.joins_snapshots = facts.unproven, facts.joins_snapshots
+        self.books: dict[str, HeardBook] = {}  # by market
+        self.feeds: dict[tuple[str, str], HeardFeed] = {}  # by market and channel
+        for market in markets:
+            for channel in self.channels:
+                self.feeds[market, channel] = self._feed(Feed(self.exchange, market, channel), facts)
         self.connected = False
         self._offset_us = 0  # wall minus monotonic clock
         self._heard_at_us = 0
@@ -124,10 +148,17 @@ class Controller(Worker):
         self._lag_us: int | None = None  # of the newest row, until it is told
         self._venue_ahead = 0
         self._dated = ""
+        self._number: int | None = None  # of the last frame, where the exchange numbers them
         self._renewals = setup.intake.renewals
         for feed in self.feeds.values():
             setup.metrics.expect(feed.key)
         setup.metrics.rate_pause.labels(self.exchange).set_function(lambda: setup.budget.paused_s)
+
+    def _feed(self, key: Feed, facts: FeedFacts) -> HeardFeed:
+        if key.channel == ORDERBOOK:
+            self.books[key.market] = book = HeardBook(key, facts, self.setup.intake.epochs, self)
+            return book
+        return STREAMS[key.channel](key, replace(facts, depth=None), self.setup.intake.epochs)
 
     @property
     def endpoint(self) -> Endpoint:
@@ -181,7 +212,7 @@ class Controller(Worker):
         raise NotImplementedError(f"{type(self).__name__} has no checksum")
 
     def snapshot_path(self, market: str) -> str | None:
-        """Return the REST path of the complete book that the stream's changes continue; None: it comes in the stream."""
+        """Return the REST path of the complete book that the stream's changes continue; None: it is in the stream."""
         return None
 
     def parse_snapshot(self, market: str, body: bytes) -> Book:
@@ -223,16 +254,17 @@ class Controller(Worker):
 
     # --- frames -----------------------------------------------------------------------------------------------------
 
-    def handle(self, frame: bytes, at_us: int) -> list[Message]:
-        """Account for one received frame; return what it asks of the connection (`Reply`, `Refused`).
+    def handle(self, frame: bytes, at_us: int, read: Reader | None = None) -> list[Message]:
+        """Account for one received frame; return what it asks of the connection (`Reply`, `Refused`...).
 
-        `at_us` is the monotonic time of receipt. Raises `VenueRefused` when the frame is the exchange's own error.
+        `at_us` is the monotonic time of receipt, `read` another reader than `parse`. Raises `VenueRefused` when the
+        frame is the exchange's own error, `FramesLost` when one before it never came.
         """
         self._counts["received"] += 1
         self._heard_at_us = at_us
         received_us = self._last_received_us = at_us + self._offset_us
         try:
-            messages = tuple(self.parse(frame, received_us))
+            messages = tuple((read or self.parse)(frame, received_us))
         except (VenueRefused, RateLimited):
             self._counts["ignored"] += 1
             raise
@@ -246,19 +278,30 @@ class Controller(Worker):
         asks: list[Message] = []
         records: list[Record] = []
         heard: dict[HeardFeed, int] = {}  # how many messages of each
+        dropped = False
         for message in messages:
-            if isinstance(message, Reply | Refused):
-                asks.append(message)
+            if not isinstance(message, Datum):
+                if isinstance(message, Numbered):
+                    self._count(message.sequence)
+                else:
+                    asks.append(message)
                 continue
-            feed = self.feeds.get(message.market)
+            feed = self.feeds.get((message.market, message.channel))
             if feed is None:
-                foreign = BadFrame(f"market {message.market!r} was not asked for")
+                foreign = BadFrame(f"{message.channel} of market {message.market!r} was not asked for")
                 self._reject(frame, at_us, foreign, records=records)
                 return []
-            heard[feed] = heard.get(feed, 0) + 1
             try:
-                self._take(feed, message, at_us, records)
+                if self._take(feed, message, at_us, records):
+                    heard[feed] = heard.get(feed, 0) + 1
+                else:
+                    dropped = True
+            except BookBroken as error:
+                dropped = True
+                heard.pop(feed, None)
+                self._broken(feed, message, error, at_us, records)
             except BadFrame as error:
+                heard.setdefault(feed, 0)
                 self._reject(frame, at_us, error, heard, records)
                 return []
             except SourceError:
@@ -267,39 +310,58 @@ class Controller(Worker):
                 self.log.exception("parse_failed", error=repr(error))
                 self._reject(frame, at_us, BadFrame(repr(error)), records=records)
                 return []
-        self._account(heard, records, at_us)
+        self._account(heard, records, at_us, dropped=dropped)
         return asks
 
-    def _take(self, feed: HeardFeed, message: Book | BookChange, at_us: int, records: list[Record]) -> None:
+    def _count(self, number: int) -> None:
+        """Take the number of a frame on its connection."""
+        last, self._number = self._number, number
+        if last is not None and number != last + 1:
+            self._counts["dropped"] += 1
+            raise FramesLost(f"frame {number} came after {last}")
+
+    def _broken(self, feed: HeardFeed, message: Datum, error: BookBroken, at_us: int, records: list[Record]) -> None:
+        # A frame counts as a whole: what it held of this feed before is not stored either.
+        feed.tally["received"] += 1
+        feed.tally["dropped"] += 1
+        self.log.warning("book_broken", market=feed.market, reason=error.reason, error=error)
+        self.setup.metrics.books_broken.labels(self.exchange, error.reason).inc()
+        epoch = feed.epoch
+        if any(type(record) is EpochOpened and record.epoch == epoch for record in records):
+            feed.lost(error.reason, at_us)
+        else:
+            self.end_epoch(feed, error.reason)
+        records[:] = [record for record in records if getattr(record, "epoch", 0) != epoch]
+        feed.forget()
+        self.resync(feed, at_us)
+        if isinstance(message, BookChange):
+            feed.take(message, at_us, self._offset_us, [])  # the first of those that a complete book may continue with
+
+    def resync(self, feed: HeardFeed, at_us: int) -> None:
+        """Do what brings the complete book of one market anew; `ConnectionLost` where only a new connection does.
+
+        Books that come complete need nothing.
+        """
+
+    def _take(self, feed: HeardFeed, message: Datum, at_us: int, records: list[Record]) -> bool:
         if feed.doubted:  # data after a silence that nobody could explain: what came before is one thing, this another
             feed.doubted = False
             self.end_epoch(feed, "stale")
             if self.changes_only:
                 self._counts["dropped"] += 1
                 raise StaleConnection(f"{feed.market} may have lost changes while it was silent")
-        feed.take(message, at_us, self._offset_us, records)
+        return feed.take(message, at_us, self._offset_us, records)
 
-    def _account(self, heard: dict[HeardFeed, int], records: list[Record], at_us: int) -> None:
+    def _account(self, heard: dict[HeardFeed, int], records: list[Record], at_us: int, *, dropped: bool) -> None:
         if records:
             self._stored += 1
+        elif dropped:
+            self._counts["dropped"] += 1
         elif heard:
             self._counts["duplicate"] += 1
         else:
             self._counts["ignored"] += 1
-        made: dict[int, int] = {}
-        for record in records:
-            if type(record) is BookRow:
-                made[record.epoch] = made.get(record.epoch, 0) + 1
-                self._bytes += len(record.bids or "") + len(record.asks or "")
-                if record.lag_us is not None:
-                    if record.lag_us < -VENUE_AHEAD_US:
-                        self._venue_ahead += 1
-                    if record.n > 1:  # the first may be a book that stood for hours
-                        self._lag_us = record.lag_us
-                if record.flags & (CROSSED | CHECKSUM_MISMATCH):
-                    self._flagged(record)
-            elif type(record) is EpochOpened:
-                self._owners[record.epoch] = self.feeds[record.market]
+        made = self._made(records)
         for feed, messages in heard.items():
             rows = made.get(feed.epoch, 0)
             feed.tally["received"] += max(rows, messages)  # more rows than messages: some had been held back
@@ -309,8 +371,27 @@ class Controller(Worker):
                 self._touched[feed] = None
         self._records += records
 
+    def _made(self, records: Iterable[Record]) -> dict[int, int]:
+        """Take note of records that are about to be handed over; return how many rows there are of each epoch."""
+        made: dict[int, int] = {}
+        for record in records:
+            if type(record) is BookRow:
+                self._bytes += len(record.bids or "") + len(record.asks or "")
+                if record.lag_us is not None:
+                    if record.lag_us < -VENUE_AHEAD_US:
+                        self._venue_ahead += 1
+                    if record.n > 1:  # the first may be a book that stood for hours
+                        self._lag_us = record.lag_us
+                if record.flags & (CROSSED | CHECKSUM_MISMATCH):
+                    self._flagged(record)
+            elif type(record) is EpochOpened:
+                self._owners[record.epoch] = self.feeds[record.market, record.channel]
+            if isinstance(record, BookRow | StreamRow):
+                made[record.epoch] = made.get(record.epoch, 0) + 1
+        return made
+
     def _flagged(self, row: BookRow) -> None:
-        market = next(feed.market for feed in self.feeds.values() if feed.epoch == row.epoch)
+        market = next(book.market for book in self.books.values() if book.epoch == row.epoch)
         for flag, name in ((CROSSED, "crossed"), (CHECKSUM_MISMATCH, "checksum_mismatch")):
             if row.flags & flag:
                 self.setup.metrics.books_flagged.labels(self.exchange, name).inc()
@@ -329,7 +410,7 @@ class Controller(Worker):
         self._rejected += 1
         for record in records:
             if type(record) is EpochOpened:
-                self.feeds[record.market].lost("rejected", at_us)
+                self.feeds[record.market, record.channel].lost("rejected", at_us)
         hits = list(self.feeds.values() if feeds is None else feeds)
         market = hits[0].market if len(hits) == 1 else None
         self.log.warning("rejected", reason=str(error), kind=type(error).__name__, market=market)
@@ -342,10 +423,14 @@ class Controller(Worker):
         reason = str(error).encode("utf-8", "backslashreplace").decode()
         self._records.append(Rejected(self.exchange, market, at_us + self._offset_us, reason, frame))
         self._bytes += len(frame)
-        self.after_rejection()
+        books = [book for book in self.books.values() if book in hits]
+        self.after_rejection(books, at_us, known=feeds is not None)
 
-    def after_rejection(self) -> None:
-        """Do what is needed to get a complete book again; books that come complete need nothing."""
+    def after_rejection(self, books: Sequence[HeardBook], at_us: int, *, known: bool) -> None:
+        """Do what is needed to get complete books again; those that always come complete need nothing.
+
+        `known`: the frame was about these; else nobody knows which it was about.
+        """
 
     # --- epochs and the ledger ----------------------------------------------------------------------------------------
 
@@ -393,7 +478,7 @@ class Controller(Worker):
         open_frames = counts["received"] - counts["duplicate"] - counts["ignored"] - counts["dropped"]
         counts["dropped"] += max(open_frames, self._stored + self._rejected)
         for record in self._records:
-            if type(record) is BookRow:
+            if isinstance(record, BookRow | StreamRow):
                 self._owners[record.epoch].tally["dropped"] += 1
         self._records, self._touched = [], {}
         self._stored = self._rejected = self._bytes = 0
@@ -418,14 +503,14 @@ class Controller(Worker):
             self.end_epoch(feed, reason)
         self.anchor()
         for feed in go_on:
-            for record in feed.reopen(now_us, self._offset_us):
-                self._records.append(record)
-                if type(record) is EpochOpened:
-                    self._owners[record.epoch] = feed
-                elif type(record) is BookRow:
-                    feed.tally["received"] += 1
-                    self._bytes += len(record.bids or "") + len(record.asks or "")
-                self._touched[feed] = None
+            self.begin(feed, feed.reopen(now_us, self._offset_us))
+
+    def begin(self, feed: HeardFeed, records: Sequence[Record]) -> None:
+        """Hand over what no frame brought: the beginning of an epoch, with its book."""
+        if records:
+            feed.tally["received"] += sum(self._made(records).values())
+            self._records += records
+            self._touched[feed] = None
 
     def anchor(self) -> None:
         """Take the difference between wall and monotonic clock anew; only where no epoch is open."""
@@ -500,7 +585,7 @@ class Controller(Worker):
                 self.setup.metrics.venue_lag.labels(self.exchange).observe(feed.lag_us / 1e6)
         for record in delivery.records:
             if type(record) is EpochOpened:
-                feed = self._open[record.epoch] = self.feeds[record.market]
+                feed = self._open[record.epoch] = self.feeds[record.market, record.channel]
                 if feed.epoch == record.epoch:
                     self._opened(feed)
             elif type(record) is CoverageMark:
@@ -516,9 +601,9 @@ class Controller(Worker):
         self.setup.metrics.count_frames(self.exchange, dropped=delivery.frames + delivery.rejected)
         hit: set[int] = set()
         for record in delivery.records:
-            if isinstance(record, BookRow):
+            if isinstance(record, BookRow | StreamRow):
                 self._owners[record.epoch].tally["dropped"] += 1
-            if isinstance(record, BookRow | EpochEnded | CoverageMark):
+            if isinstance(record, BookRow | StreamRow | EpochEnded | CoverageMark):
                 hit.add(record.epoch)
         for epoch in hit & self._open.keys():
             del self._open[epoch]
@@ -550,8 +635,11 @@ class Controller(Worker):
             heirs = [w for w in heirs if w.transport == self.transport] or heirs
             if not feed.epoch or not heirs:
                 continue
-            begun = [heir.opened_us for heir in (w.feeds[feed.market] for w in heirs) if heir.epoch and heir.opened_us]
-            until_at_us = feed.agreed_at_us if self.changes_only else max(self._heard_at_us, feed.confirmed_at_us)
+            if feed.key.channel != ORDERBOOK and any(heir.settled for heir in heirs):
+                continue  # its next message may be days away: whoever is connected will hear it
+            found = (w.feeds[feed.market, feed.key.channel] for w in heirs)
+            begun = [heir.opened_us for heir in found if heir.epoch and heir.opened_us]
+            until_at_us = feed.agreed_at_us if self.unproven else max(self._heard_at_us, feed.confirmed_at_us)
             until_us = until_at_us + feed.opened_us - feed.opened_at_us
             if not begun or (seamlessly and min(begun) > until_us):
                 return False
@@ -574,8 +662,8 @@ class Controller(Worker):
                 "gaps": feed.gaps,
                 "age_s": (now_us - feed.confirmed_at_us) / 1e6 if feed.confirmed_at_us else None,
                 "lag_s": None if feed.lag_us is None else feed.lag_us / 1e6,
-                "bid": _text(feed.book.bids.best(highest=True)),
-                "ask": _text(feed.book.asks.best(highest=False)),
+                "bid": _text(feed.best[0]),
+                "ask": _text(feed.best[1]),
                 "generation": self.generation,
             }
             for feed in self.feeds.values()

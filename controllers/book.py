@@ -73,6 +73,20 @@ class Side:
             self._put(price, size, changes)
         return changes
 
+    def cut(self, depth: int, *, highest: bool) -> Changes:
+        """Keep the best `depth` levels, the `highest` prices or the lowest; return those that are gone."""
+        beyond = len(self._order) - depth
+        if beyond <= 0:
+            return []
+        gone = set(self._order[:beyond] if highest else self._order[-beyond:])
+        prices = [price for price, number in self._numbers.items() if number in gone]
+        return [(self._remove(price), "0") for price in prices]
+
+    def nearest(self, depth: int, *, highest: bool) -> dict[Decimal, Decimal]:
+        """Return price to size of the best `depth` levels, the `highest` prices or the lowest."""
+        kept = set(self._order[-depth:] if highest else self._order[:depth])
+        return {number: self._sizes[price] for price, number in self._numbers.items() if number in kept}
+
     def best(self, *, highest: bool) -> Decimal | None:
         """Return the highest or lowest price, None for an empty side."""
         found = self._order[-1:] if highest else self._order[:1]  # in one step: other threads ask while it changes
@@ -198,9 +212,11 @@ class OrderBook:
         """Return the complete book as JSON text: bids and asks, each best price first."""
         return levels_json(self.bids.as_text(highest_first=True)), levels_json(self.asks.as_text(highest_first=False))
 
-    def as_numbers(self) -> tuple[dict[Decimal, Decimal], dict[Decimal, Decimal]]:
-        """Return bids and asks as price to size."""
-        return self.bids.as_numbers(), self.asks.as_numbers()
+    def as_numbers(self, depth: int | None = None) -> tuple[dict[Decimal, Decimal], dict[Decimal, Decimal]]:
+        """Return bids and asks as price to size, all of them or the best `depth` of each."""
+        if depth is None:
+            return self.bids.as_numbers(), self.asks.as_numbers()
+        return self.bids.nearest(depth, highest=True), self.asks.nearest(depth, highest=False)
 
 
 def check_levels(message: Book | BookChange) -> None:

@@ -9,8 +9,9 @@ or for long. A market that was never heard is asked about in the same way.
 from typing import ClassVar
 
 from collector.errors import BookDiffers, StaleConnection
-from collector.records import Book, BookChange, Record
+from collector.records import Book, BookChange, Datum, Record
 from controllers.base import Controller, Setup
+from controllers.book_feed import HeardBook
 from controllers.feed import HeardFeed
 from controllers.probe import Probe, as_numbers, ask
 from controllers.silence import KnownSilences, Patience
@@ -26,6 +27,7 @@ class DoubtingController(Controller):
 
     stale_s: ClassVar[float] = 60.0  # not one frame, heartbeats included, for so long: the connection is dead
     stall_ceiling_s: ClassVar[float] = 300.0  # no feed is left alone for longer, however quiet it is known to be
+    probe_depth: ClassVar[int | None] = None  # best levels a side that are compared with REST; None: all
     sends_books_again: ClassVar[bool] = False  # subscribing again on the same connection brings every book anew
 
     def __init__(self, markets: tuple[str, ...], setup: Setup, *, generation: int = 1) -> None:
@@ -35,7 +37,7 @@ class DoubtingController(Controller):
         floor_us = int(options.stall.floor_s * 1e6)
         ceiling_us = int((options.stall.ceiling_s or self.stall_ceiling_s) * 1e6)
         silences = setup.silences or KnownSilences()
-        for feed in self.feeds.values():
+        for feed in self.books.values():
             feed.patience = Patience(silences.of(feed.key, self.transport), floor_us, ceiling_us)
         self._probe: Probe | None = None
         self._began_us = 0  # when the connection was made
@@ -59,7 +61,7 @@ class DoubtingController(Controller):
 
     def look_at_silences(self, now_us: int) -> None:
         """Ask about what was silent for too long, act on answers; raises `SourceError` to end the connection."""
-        for feed in self.feeds.values():
+        for feed in self.books.values():
             self._mind_the_unheard(feed, now_us)
             self._mind_the_unanswered(feed, now_us)
         if self._probe is not None:
@@ -71,11 +73,13 @@ class DoubtingController(Controller):
     def _doubt_who_waits(self, probe: Probe, now_us: int) -> None:
         # One comparison at a time: data that comes before a feed's turn does not tell what its silence held.
         if not self.changes_only:
-            for feed in self.feeds.values():
+            for feed in self.books.values():
                 if feed.epoch and feed is not probe.feed and self._is_due(feed, now_us):
                     feed.doubted = True
 
-    def _mind_the_unheard(self, feed: HeardFeed, now_us: int) -> None:
+    def _mind_the_unheard(self, feed: HeardBook, now_us: int) -> None:
+        if self.joins_snapshots:
+            return  # its book comes over REST, which is asked until it answers
         first_us = _patience(feed).first_us
         if feed.waits_for_a_book and now_us - self._began_us > first_us:
             raise StaleConnection(f"no complete book of {feed.market} came; subscribing anew")
@@ -85,12 +89,12 @@ class DoubtingController(Controller):
             feed.told_silent = True
             self.log.warning("silent", market=feed.market, seconds=first_us // 1_000_000)
             self.any_wanted()
-        if not (feed.refused or any(other.epoch for other in self.feeds.values())):
+        if not (feed.refused or any(other.epoch for other in self.books.values())):
             # A new connection costs nobody anything, and no answer could be better than what it brings.
             _patience(feed).in_vain()
             raise StaleConnection(f"no complete book of {feed.market} came; subscribing anew")
 
-    def _mind_the_unanswered(self, feed: HeardFeed, now_us: int) -> None:
+    def _mind_the_unanswered(self, feed: HeardBook, now_us: int) -> None:
         if feed.asked_at_us and now_us - feed.asked_at_us > FRESH_BOOK_US:
             feed.asked_at_us = 0
             self.setup.metrics.probes.labels(self.exchange, "failed").inc()
@@ -107,7 +111,9 @@ class DoubtingController(Controller):
         """Raise `VenueRefused` where the exchange has refused every market of this connection."""
 
     def _doubt(self, now_us: int) -> None:
-        due = [feed for feed in self.feeds.values() if self._is_due(feed, now_us)]
+        due = [feed for feed in self.books.values() if self._is_due(feed, now_us)]
+        if self.verdict:  # its next message proves that none was missed: without a REST book it is left alone
+            due = [feed for feed in due if self.probe_path(feed.market) is not None or not feed.epoch]
         for feed in due:
             path = self.probe_path(feed.market)
             if path is not None:
@@ -123,9 +129,11 @@ class DoubtingController(Controller):
                 _patience(feed).proved(silent_us)
                 raise StaleConnection(f"{feed.market} was silent for {silent_us / 1e6:.0f} s; subscribing anew")
 
-    def _is_due(self, feed: HeardFeed, now_us: int) -> bool:
+    def _is_due(self, feed: HeardBook, now_us: int) -> bool:
         patience = _patience(feed)
         if feed.refused or feed.asked_at_us:
+            return False
+        if not feed.epoch and self.joins_snapshots:
             return False
         if not feed.epoch:  # one that was heard and has no book gets a fresh one: see WSController
             since_us = feed.waits_since_us
@@ -134,11 +142,11 @@ class DoubtingController(Controller):
         wait_us = now_us - max(feed.probed_at_us, feed.opened_at_us)
         if feed.retry_us:
             return wait_us > feed.retry_us
-        every_us = int(self.setup.options.probe_interval_s * 1e6) if self.changes_only else 0
+        every_us = int(self.setup.options.probe_interval_s * 1e6) if self.unproven else 0
         interval_us = every_us if feed.compared else min(every_us, FIRST_PROBE_US)
         return feed.silent_us(now_us) > patience.us or bool(interval_us and wait_us >= interval_us)
 
-    def _ask_rest(self, feed: HeardFeed, path: str) -> None:
+    def _ask_rest(self, feed: HeardBook, path: str) -> None:
         setup, clock, stopping = self.setup, self.clock, self.stopping
         url = (self.endpoint.rest or self.rest_url) + path
 
@@ -148,14 +156,14 @@ class DoubtingController(Controller):
 
             return ask(url, read, setup.budget, stopping, clock, self.dated, self.rate_limited)
 
-        self._probe = Probe(feed, get, clock, self.name)
+        self._probe = Probe(feed, get, clock, self.name, self.probe_depth)
 
-    def _ask_the_socket(self, due: list[HeardFeed], now_us: int) -> None:
+    def _ask_the_socket(self, due: list[HeardBook], now_us: int) -> None:
         for feed in due:
             feed.asked_at_us = feed.probed_at_us = now_us
             if not feed.epoch:
                 _patience(feed).in_vain()
-        for feed in self.feeds.values():
+        for feed in self.books.values():
             _patience(feed).asked()
         self.subscribe_again()
 
@@ -184,7 +192,7 @@ class DoubtingController(Controller):
         feed = probe.feed
         differed, feed.differences = feed.differences, 0
         feed.understood()
-        if differed and self.changes_only:
+        if differed and self.unproven:
             # It is right now, but nobody knows since when: what lies between the two agreements counts for nobody, and
             # the book opens another epoch with its next change.
             self.end_epoch(feed, "probe")
@@ -195,7 +203,7 @@ class DoubtingController(Controller):
             feed.compared = True
             self.log.info("probe_agreed", market=feed.market)
 
-    def _proved(self, feed: HeardFeed, until_at_us: int, now_us: int) -> None:
+    def _proved(self, feed: HeardBook, until_at_us: int, now_us: int) -> None:
         _patience(feed).proved(feed.silent_us(now_us))
         feed.confirmed_at_us, feed.silent_before_us = max(feed.confirmed_at_us, until_at_us), 0
         self._touched[feed] = None
@@ -208,18 +216,18 @@ class DoubtingController(Controller):
         if not feed.epoch:
             _patience(feed).in_vain()
         elif feed.silent_us(now_us) > _patience(feed).us:
-            feed.doubted = True
+            feed.doubted = not self.verdict
             feed.retry_us = min(RETRY_US_MAX, max(RETRY_US, 2 * feed.retry_us))
-            if feed.unanswered_since_us is None:
+            if feed.unanswered_since_us is None and not self.verdict:
                 feed.unanswered_since_us = now_us
 
-    def _skipped(self, feed: HeardFeed, now_us: int) -> None:
+    def _skipped(self, feed: HeardBook, now_us: int) -> None:
         # Where no turn is free the patience of a feed stretches, up to the ceiling.
         feed.retry_us = SKIPPED_RETRY_US
         if feed.epoch and not self.changes_only and feed.silent_us(now_us) > _patience(feed).ceiling_us:
             feed.doubted = True
 
-    def _differed(self, feed: HeardFeed, now_us: int) -> None:
+    def _differed(self, feed: HeardBook, now_us: int) -> None:
         feed.differences += 1
         feed.retry_us = RETRY_US
         feed.unanswered_since_us = None
@@ -230,13 +238,22 @@ class DoubtingController(Controller):
         if not self.changes_only:
             feed.doubted = True
         if feed.differences >= 2:
+            if self.verdict:
+                feed.differences = feed.retry_us = 0
+                self.end_epoch(feed, "probe")
+                feed.forget()
+                self.resync(feed, now_us)
+                return
             if silent and not self.changes_only:
                 raise StaleConnection(f"{feed.market} is silent while its REST book moves")
             raise BookDiffers(f"the REST book of {feed.market} differs twice; starting from a fresh one")
 
     # --- data -------------------------------------------------------------------------------------------------------
 
-    def _take(self, feed: HeardFeed, message: Book | BookChange, at_us: int, records: list[Record]) -> None:
+    def _take(self, feed: HeardFeed, message: Datum, at_us: int, records: list[Record]) -> bool:
+        if not isinstance(feed, HeardBook):
+            return super()._take(feed, message, at_us, records)
+        assert isinstance(message, Book | BookChange)
         asked = self._probe is not None and self._probe.feed is feed and feed.epoch
         if feed.asked_at_us:
             self._take_fresh(feed, message, at_us)
@@ -246,11 +263,12 @@ class DoubtingController(Controller):
                 # would not say what the silence held.
                 feed.doubted, self._probe = True, None
             feed.retry_us, feed.differences = 0, 0
-        super()._take(feed, message, at_us, records)
+        counts = super()._take(feed, message, at_us, records)
         if self._probe is not None and asked:
             self._probe.note()
+        return counts
 
-    def _take_fresh(self, feed: HeardFeed, message: Book | BookChange, at_us: int) -> None:
+    def _take_fresh(self, feed: HeardBook, message: Book | BookChange, at_us: int) -> None:
         # The first message after a fresh book was asked for: that book, or one that would have come anyway.
         feed.asked_at_us = 0
         if not feed.epoch or not isinstance(message, Book):
@@ -265,6 +283,6 @@ class DoubtingController(Controller):
             _patience(feed).begin()
 
 
-def _patience(feed: HeardFeed) -> Patience:
+def _patience(feed: HeardBook) -> Patience:
     assert feed.patience is not None
     return feed.patience

@@ -1,40 +1,18 @@
-"""One feed as a controller hears it: its book, its epochs, and the rows and marks that go to the store.
+"""One feed as a controller hears it: its epochs, and the marks that go to the ledger.
 
-An epoch opens with a complete book, numbers its rows 1, 2, 3... and ends with a reason; between two of them the feed is
-not covered. When a complete book is stored again instead of what changed: when an epoch opens; with the first row of a
-UTC day, so that a day can be read alone; when the changes since the last one exceed four times its size; after a
-minute, if they exceed half of it.
+An epoch opens, counts what was heard without a break, and ends with a reason; between two of them the feed is not
+covered. What its messages are is in `book_feed` and `stream_feed`.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from decimal import Decimal
 
-from collector.errors import BadFrame
-from collector.records import (
-    CHECKSUM_MISMATCH,
-    CROSSED,
-    KEYFRAME,
-    ROWS_MAX,
-    SAMPLED,
-    Book,
-    BookChange,
-    BookRow,
-    CoverageMark,
-    EpochEnded,
-    EpochOpened,
-    EpochVerdict,
-    Feed,
-    Record,
-)
-from controllers.book import Changes, OrderBook, check_levels, levels_json
+from collector.records import CoverageMark, Datum, EpochEnded, EpochOpened, Feed, Record
 from controllers.silence import Patience
 
-DAY_US = 86_400_000_000
-KEYFRAME_AFTER_US = 60_000_000
-EARLY_MAX = 10_000
-SEQUENCE_MAX = 1 << 62
 # The interval ends where data was last confirmed, not where the connection was last heard.
-DOUBTFUL = frozenset(("stale", "probe", "checksum", "rejected"))
+DOUBTFUL = frozenset(("stale", "probe", "checksum", "sequence", "rejected"))
 
 
 @dataclass(frozen=True)
@@ -44,10 +22,19 @@ class FeedFacts:
     transport: str
     depth: int | None
     changes_only: bool
+    verdict: str
+    cut_to_depth: bool
+    joins_snapshots: bool
     rising_sequence: bool
     text_numbers: bool
     sampled: bool
     full_books: bool
+    ticker_changes: bool
+
+    @property
+    def unproven(self) -> bool:
+        """Whether a book is kept from changes of which one could be missing without a sign."""
+        return self.changes_only and not self.verdict
 
 
 class HeardFeed:
@@ -59,31 +46,23 @@ class HeardFeed:
     def __init__(self, key: Feed, facts: FeedFacts, epochs: Iterator[int]) -> None:
         self.key = key
         self.market = key.market
-        self.book = OrderBook(trim=not facts.text_numbers)
+        self.unit: str | None = None  # what its sizes count, where that is a contract
         self._facts = facts
         self._epochs = epochs
         # the epoch
         self.epoch = 0
         self.opened_us = 0  # wall clock
         self.opened_at_us = 0
-        self.n = 0
         self.frames = 0
         self.confirmed_at_us = 0
-        self.agreed_at_us = self.agreed_frames = 0  # how far a book kept from changes was found to be complete
+        self.agreed_at_us = self.agreed_frames = 0  # how far an unproven book was found to be complete
         self.gap_since_us: int | None = None
         self.gap_reason = ""
         # the ledger: what was told of it last
         self.marked_at_us = 0  # time of receipt
         self.marked_us = 0  # when
-        # what the next row depends on
-        self.sequence: int | None = None
-        self._early: list[BookChange] = []
-        self._mismatch = False
-        self._day = 0
-        self._keyframe_bytes = self._changes_bytes = 0
-        self._keyframe_at_us = 0
         # doubts: see DoubtingController
-        self.patience: Patience | None = None  # of a feed that is polled none is needed
+        self.patience: Patience | None = None  # of a feed that is polled, or no book, none is needed
         self.waits_since_us: int | None = None  # since when the first message on this connection is waited for
         self.told_silent = False
         self.refused = ""
@@ -105,36 +84,30 @@ class HeardFeed:
 
     # --- messages -----------------------------------------------------------------------------------------------------
 
-    def take(self, message: Book | BookChange, at_us: int, offset_us: int, records: list[Record]) -> None:
+    def take(self, message: Datum, at_us: int, offset_us: int, records: list[Record]) -> bool:
         """Take one message received at `at_us` and add the records it makes; none where it changes nothing.
 
-        `offset_us` is wall minus monotonic time. Raises `BadFrame`, after which the feed must `forget` its book; the
-        records added until then tell whether it opened an epoch.
+        `offset_us` is wall minus monotonic time. Returns False for data that can't count, since what it continues is
+        not known. Raises `BadFrame`, after which the feed must `forget`; the records added until then tell whether it
+        opened an epoch. Raises `BookBroken` for a book that is not the exchange's any more.
         """
-        sequence = message.sequence
-        if sequence is not None and not 0 <= sequence < SEQUENCE_MAX:
-            raise BadFrame(f"sequence {sequence} is out of range")
-        old = sequence is not None and self.sequence is not None and sequence <= self.sequence
-        if isinstance(message, Book):
-            if old and self._facts.rising_sequence:
-                check_levels(message)
-                return
-            self.sequence = sequence
-            bids, asks = self.book.replace(message)
-            mismatch = message.totals is not None and not self.book.adds_up_to(message.totals)
-            self._row(message, bids, asks, mismatch, at_us, offset_us, records)
-            early, self._early = self._early, []
-            for change in early:
-                self.take(change, at_us, offset_us, records)
-        elif not self.book.known:
-            if len(self._early) >= EARLY_MAX:
-                raise BadFrame(f"{EARLY_MAX} changes came before a complete book")
-            self._early.append(message)
-        elif old:  # it is in the complete book already
-            check_levels(message)
-        else:
-            bids, asks = self.book.apply(message)
-            self._row(message, bids, asks, False, at_us, offset_us, records)
+        raise NotImplementedError
+
+    def forget(self) -> None:
+        """Forget what messages are compared with: the next epoch begins with something complete."""
+        raise NotImplementedError
+
+    def reopen(self, at_us: int, offset_us: int) -> list[Record]:
+        """Open another epoch as things are, where the connection goes on and only the record of it broke off.
+
+        Nothing of it is confirmed before the next message, or the next comparison. Returns nothing if nothing is known.
+        """
+        raise NotImplementedError
+
+    @property
+    def best(self) -> tuple[Decimal | None, Decimal | None]:
+        """The best bid and ask that are known; any thread may ask."""
+        return None, None
 
     def confirm(self, at_us: int) -> None:
         """Count one data frame."""
@@ -158,97 +131,22 @@ class HeardFeed:
         """Take the present silence for real, or for over."""
         self.doubted, self.unanswered_since_us, self.retry_us = False, None, 0
 
-    @property
-    def waits_for_a_book(self) -> bool:
-        """Whether changes came and no complete book to apply them to."""
-        return bool(self._early)
-
-    def forget(self) -> None:
-        """Forget the book: the next epoch needs a complete one."""
-        self.book.clear()
-        self._early.clear()
-        self.sequence = None
-
-    def _row(
-        self,
-        message: Book | BookChange,
-        bids: Changes,
-        asks: Changes,
-        mismatch: bool,
-        at_us: int,
-        offset_us: int,
-        records: list[Record],
-    ) -> None:
-        if self.n >= ROWS_MAX and self.epoch:
-            records += self.end("superseded", self.confirmed_at_us)
-        opening = not self.epoch
-        if not (bids or asks or opening or (mismatch and not self._mismatch)):
-            return
-        if opening:
-            checked = isinstance(message, Book) and message.totals is not None and not mismatch
-            verdict = "compared" if self._facts.changes_only else "checksummed" if checked else "unverified"
-            records.append(self._open(at_us, offset_us, verdict))
-            self.agreed_frames = int(isinstance(message, Book))  # else it may have gone wrong before this epoch
-        elif mismatch:
-            records.append(EpochVerdict(self.epoch, "unverified"))
-        self._mismatch = mismatch
-        flags = (
-            (CROSSED if self.book.crossed else 0)
-            | (CHECKSUM_MISMATCH if mismatch else 0)
-            | (SAMPLED if self._facts.sampled else 0)
-        )
-        at_epoch_us = at_us - self.opened_at_us
-        received_us = self.opened_us + at_epoch_us
-        if opening or self._facts.full_books or self._keyframe_is_due(at_us, received_us // DAY_US):
-            flags |= KEYFRAME
-            bids_json: str | None
-            asks_json: str | None
-            bids_json, asks_json = self.book.as_json()
-            self._keyframe_bytes = len(bids_json) + len(asks_json)
-            self._keyframe_at_us, self._day, self._changes_bytes = at_us, received_us // DAY_US, 0
-        else:
-            bids_json = levels_json(bids) if bids else None
-            asks_json = levels_json(asks) if asks else None
-            self._changes_bytes += len(bids_json or "") + len(asks_json or "")
-        self.n += 1
-        self.lag_us = None if message.venue_us is None else received_us - message.venue_us
-        records.append(
-            BookRow(self.epoch, self.n, at_epoch_us, self.lag_us, message.sequence, flags, bids_json, asks_json)
-        )
-
-    def _keyframe_is_due(self, at_us: int, day: int) -> bool:
-        if day != self._day or self._changes_bytes > 4 * self._keyframe_bytes:
-            return True
-        late = at_us - self._keyframe_at_us > KEYFRAME_AFTER_US
-        return late and self._changes_bytes > self._keyframe_bytes // 2
-
     # --- epochs -------------------------------------------------------------------------------------------------------
 
-    def _open(self, at_us: int, offset_us: int, verdict: str) -> EpochOpened:
+    def _open(self, at_us: int, offset_us: int, verdict: str = "unverified") -> EpochOpened:
         self.epoch = next(self._epochs)
         self.opened_at_us, self.opened_us = at_us, at_us + offset_us
-        self.n = self.frames = self.silent_before_us = 0
-        self._mismatch = self.compared = False
+        self.frames = self.silent_before_us = 0
+        self.compared = False
         self.understood()
         self.marked_at_us = self.confirmed_at_us = self.agreed_at_us = at_us
+        self.agreed_frames = 0
         exchange, market, channel = self.key
         facts = self._facts
         return EpochOpened(
-            self.epoch, exchange.upper(), market, channel, facts.transport, self.opened_us, facts.depth, verdict
-        )
-
-    def reopen(self, at_us: int, offset_us: int) -> list[Record]:
-        """Open another epoch with the book as it is, where the connection goes on and only the record of it broke off.
-
-        Nothing of it is confirmed before the next message, or the next comparison. Returns nothing if no book is known.
-        """
-        records: list[Record] = []
-        if self.book.known and not self.epoch:
-            silent_us = self.silent_us(at_us)
-            as_it_is = BookChange(self.market, {}, {}, None, self.sequence)
-            self._row(as_it_is, [], [], False, at_us, offset_us, records)
-            self.silent_before_us = silent_us
-        return records
+            self.epoch, exchange.upper(), market, channel, facts.transport, self.opened_us, facts.depth, verdict,
+            self.unit,
+        )  # fmt: skip
 
     def silent_us(self, now_us: int) -> int:
         """Return how long nothing was heard, and nothing confirmed it; an epoch that was begun anew ends no silence."""
@@ -278,12 +176,12 @@ class HeardFeed:
     def mark(self, heard_at_us: int | None = None) -> CoverageMark:
         """Return how far the epoch is accounted for, heard until the given time or, at least, its last data.
 
-        A book kept from changes is accounted for only up to where a complete one agreed with it: a change that never
-        came shows nowhere else, and whoever is killed before the next comparison can take nothing back.
+        A book kept from unproven changes is accounted for only up to where a complete one agreed with it: a change that
+        never came shows nowhere else, and whoever is killed before the next comparison can take nothing back.
         """
         heard_at_us = max(heard_at_us or 0, self.confirmed_at_us)
         offset_us = self.opened_us - self.opened_at_us
         until_at_us, frames = self.confirmed_at_us, self.frames
-        if self._facts.changes_only:
+        if self._facts.unproven:
             until_at_us, frames = self.agreed_at_us, self.agreed_frames
         return CoverageMark(self.epoch, heard_at_us + offset_us, until_at_us + offset_us, frames)

@@ -10,8 +10,8 @@ from collector.clock import Clock
 from collector.errors import RateLimited, SourceError
 from collector.records import Book
 from controllers.book import OrderBook
+from controllers.book_feed import HeardBook
 from controllers.connection import BANNED, retry_after, wants_pause
-from controllers.feed import HeardFeed
 from controllers.fetch import fetch, open_session
 
 GRACE_US = 3_000_000  # a REST book may be ahead of the socket by as much
@@ -25,16 +25,20 @@ class Probe:
     """One request, made by a thread of its own so that receiving never waits for it.
 
     `get` fetches and reads the book; it may raise anything. Our book may be ahead of the answer or behind it: every
-    state it went through since the request counts, and for a grace after the answer those that follow.
+    state it went through since the request counts, and for a grace after the answer those that follow. Of each side the
+    best `depth` levels are compared, all where it is None.
     """
 
-    def __init__(self, feed: HeardFeed, get: Callable[[], Book | None], clock: Clock, name: str) -> None:
+    def __init__(
+        self, feed: HeardBook, get: Callable[[], Book | None], clock: Clock, name: str, depth: int | None = None
+    ) -> None:
         self.feed = feed
         self.epoch, self.frames = feed.epoch, feed.frames
         self.asked_at_us = clock.monotonic_us()
         self.error = ""
         self._get = get
-        self._seen = [feed.book.as_numbers()]
+        self._depth = depth
+        self._seen = [feed.book.as_numbers(depth)]
         self._answers: queue.SimpleQueue[Numbers | str | None] = queue.SimpleQueue()
         self._answer: Numbers | None = None
         self._answered_at_us = 0
@@ -42,7 +46,7 @@ class Probe:
 
     def note(self) -> None:
         """Remember the book as it is now."""
-        self._seen.append(self.feed.book.as_numbers())
+        self._seen.append(self.feed.book.as_numbers(self._depth))
         del self._seen[:-BOOKS_MAX]
 
     def outcome(self, now_us: int) -> str | None:
@@ -75,7 +79,7 @@ class Probe:
         answer: Numbers | str | None
         try:
             book = self._get()
-            answer = None if book is None else as_numbers(book)
+            answer = None if book is None else as_numbers(book, self._depth)
         except SourceError as error:
             answer = str(error)
         except Exception as error:  # our bug: without an answer no other probe would ever be made
@@ -110,8 +114,8 @@ def ask(
         return None
 
 
-def as_numbers(book: Book) -> Numbers:
-    """Return a complete book as numbers; raises `BadFrame` where it is none."""
+def as_numbers(book: Book, depth: int | None = None) -> Numbers:
+    """Return a complete book as numbers, the best `depth` levels of each side; raises `BadFrame` where it is none."""
     other = OrderBook(trim=False)
     other.replace(book)
-    return other.as_numbers()
+    return other.as_numbers(depth)

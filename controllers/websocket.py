@@ -6,18 +6,36 @@ everything else here does nothing unless the venue asks for it.
 
 import contextlib
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import ClassVar
 from urllib.parse import urlsplit
 
-from collector.errors import BookDiffers, ConnectionLost, RateLimited, SourceError, StaleConnection, VenueRefused
-from collector.records import Refused, Reply
+from collector.errors import (
+    BadFrame,
+    BookBroken,
+    BookDiffers,
+    ConnectionLost,
+    FramesLost,
+    RateLimited,
+    SourceError,
+    StaleConnection,
+    VenueRefused,
+)
+from collector.records import Book, Leaving, Record, Refused, Reply, Subscribed
 from controllers.base import Setup
-from controllers.connection import Connection
+from controllers.book_feed import HeardBook
+from controllers.connection import BANNED, Connection, retry_after, wants_pause
 from controllers.doubt import DoubtingController
+from controllers.feed import HeardFeed
+from controllers.fetch import fetch, open_session
 from controllers.frames import CLOSE, PING, PONG, close_reason
+from controllers.probe import ask
+from controllers.snapshots import Snapshots
+from controllers.stream_feed import HeardStream
 
 UNCOVERED_US = 30_000_000  # a feed that was heard and is not covered waits so long for data to open an epoch with
+RESYNC_HEALTHY_US = 60_000_000  # a book that was right for so long is begun anew at once when it breaks
+RESYNC_US, RESYNC_US_MAX = 1_000_000, 30_000_000
 REPLACED_AT = (0.9, 0.95)  # share of the greatest age of a connection at which another one takes over
 
 
@@ -34,6 +52,9 @@ class WSController(DoubtingController):
     def __init__(self, markets: tuple[str, ...], setup: Setup, *, generation: int = 1) -> None:
         super().__init__(markets, setup, generation=generation)
         self._connection: Connection | None = None
+        self._snapshots = Snapshots(self._fetch_snapshot, self.clock, self.name)
+        self._resync_us: dict[HeardBook, int] = {}  # books that are to be begun anew, and when
+        self._leaving = False
         age_s = setup.options.connection_age_s or self.connection_age_s
         # Connections made in one minute are not replaced in one minute.
         self._replace_us = None if age_s is None else int(age_s * 1e6 * random.uniform(*REPLACED_AT))
@@ -61,6 +82,7 @@ class WSController(DoubtingController):
     def run_once(self) -> None:
         """Connect, subscribe and listen until the connection ends or `stop` is called."""
         reason = "disconnect"
+        self._learn_units()
         connection = self._connect()
         self.anchor()
         self._connection = connection
@@ -79,6 +101,9 @@ class WSController(DoubtingController):
             reason = self.stop_reason
         except StaleConnection:
             reason = "stale"
+            raise
+        except FramesLost:
+            reason = "sequence"
             raise
         except BookDiffers:
             reason = "probe"
@@ -107,14 +132,16 @@ class WSController(DoubtingController):
         Such a book counts up to its last comparison: the interval between two passes before this is true, so that the
         last one of the controller that is replaced lies after the first book here.
         """
-        interval_us = int(self.setup.options.probe_interval_s * 1e6) if self.changes_only else 0
+        interval_us = int(self.setup.options.probe_interval_s * 1e6) if self.unproven else 0
         return self.connected and all(
-            feed.refused or (feed.epoch and feed.agreed_at_us - feed.opened_at_us >= interval_us)
-            for feed in self.feeds.values()
+            book.refused or (book.epoch and book.agreed_at_us - book.opened_at_us >= interval_us)
+            for book in self.books.values()
         )
 
     def due_for_replacement(self) -> bool:
         """Tell whether the connection is about to reach the age at which the exchange closes it."""
+        if self._leaving and self.connected:
+            return True
         if self._replace_us is None or not self.connected:
             return False
         return self.clock.monotonic_us() - self._began_us >= self._replace_us
@@ -132,11 +159,104 @@ class WSController(DoubtingController):
         key = "api_error" if isinstance(problem, VenueRefused) else "ws_error"
         self.log.error(key, error=problem, attempt=self.backoff.attempt, after_s=round(delay_s, 1))
 
-    def after_rejection(self) -> None:
-        """Ask for a fresh connection where only that brings a complete book."""
-        if self.changes_only:
-            raise ConnectionLost("a message was rejected; a complete book comes only with a new subscription")
+    def after_rejection(self, books: Sequence[HeardBook], at_us: int, *, known: bool) -> None:
+        """Get complete books again; by a fresh connection where only that brings them, or nobody knows which."""
         self._rejected_at_us = self._heard_at_us
+        if not self.changes_only or not books:
+            return
+        if not known:
+            raise ConnectionLost("a message was rejected; complete books come only with a new subscription")
+        for book in books:
+            self.resync(book, at_us)
+
+    def resync(self, feed: HeardFeed, at_us: int) -> None:
+        """Ask for the complete book of one market, at once or, if it keeps breaking, later every time."""
+        assert isinstance(feed, HeardBook)
+        healthy = at_us - feed.broken_us > RESYNC_HEALTHY_US
+        feed.breaks = 1 if healthy else feed.breaks + 1
+        feed.broken_us = at_us
+        if not self._can_resync(feed.market):
+            raise ConnectionLost(f"{feed.market} broke; a complete book comes only with a new subscription")
+        if feed.breaks == 1:
+            self._ask_for_the_book(feed)
+        else:
+            self._resync_us[feed] = at_us + min(RESYNC_US_MAX, RESYNC_US << min(feed.breaks - 2, 10))
+
+    def _can_resync(self, market: str) -> bool:
+        return self.snapshot_path(market) is not None or any(True for _ in self.resync_messages(market))
+
+    def _ask_for_the_book(self, feed: HeardBook) -> None:
+        self._resync_us.pop(feed, None)
+        feed.waits_since_us = self.clock.monotonic_us()
+        if self.snapshot_path(feed.market) is not None:
+            self._snapshots.want(feed)
+        elif self._connection is not None:
+            for text in self.resync_messages(feed.market):
+                self._connection.send_text(text)
+
+    # --- books over REST that the stream continues ------------------------------------------------------------------
+
+    def _fetch_snapshot(self, market: str) -> Book | None:
+        def read(body: bytes) -> Book:
+            return self.parse_snapshot(market, body)
+
+        path = self.snapshot_path(market)
+        assert path is not None
+        url = (self.endpoint.rest or self.rest_url) + path
+        return ask(url, read, self.setup.budget, self.stopping, self.clock, self.dated, self.rate_limited)
+
+    def _look_for_books(self, now_us: int) -> None:
+        for feed, due_us in list(self._resync_us.items()):
+            if now_us >= due_us:
+                self._ask_for_the_book(feed)
+        answer = self._snapshots.look(now_us)
+        if answer is None:
+            return
+        feed, book = answer
+        if isinstance(book, str):
+            self.log.warning("snapshot_failed", market=feed.market, error=book)
+        elif not feed.epoch:
+            self._join(feed, book, now_us)
+
+    def _join(self, feed: HeardBook, book: Book, now_us: int) -> None:
+        records: list[Record] = []
+        try:
+            joined = feed.join(book, now_us, self._offset_us, records)
+        except (BookBroken, BadFrame) as error:
+            if feed.epoch:
+                feed.lost(error.reason if isinstance(error, BookBroken) else "rejected", now_us)
+            feed.forget()
+            self.log.warning("snapshot_failed", market=feed.market, error=error)
+            joined = False
+        if joined:
+            self._snapshots.joined(feed)
+            self.begin(feed, records)
+        else:
+            self._snapshots.again(feed, now_us)
+
+    def _learn_units(self) -> None:
+        """Find out what contracts are, before the first size is stored; raises `SourceError`."""
+        for market in self.markets:
+            feeds = [feed for feed in self.feeds.values() if feed.market == market]
+            unit, path = self.unit(market), self.unit_path(market)
+            if unit is None and path is not None and feeds[0].unit is None:
+                unit = self._fetch_unit(market, path)
+            for feed in feeds:
+                feed.unit = unit or feed.unit
+
+    def _fetch_unit(self, market: str, path: str) -> str:
+        if not self.setup.budget.wait(self.stopping, meanwhile=self.beat):
+            raise ConnectionLost("asked to stop before it was this connection's turn")
+        with open_session() as session:
+            status, headers, body = fetch(session, (self.endpoint.rest or self.rest_url) + path, self.clock)
+        self.dated(headers)
+        if wants_pause(status, headers):
+            error = RateLimited(f"HTTP {status}", retry_after(headers), banned=status == BANNED)
+            self.rate_limited(error)
+            raise error
+        if status != 200:
+            raise VenueRefused(f"HTTP {status}: {body[:200].decode('utf-8', 'replace')!r}")
+        return self.parse_unit(market, body)
 
     def _connect(self) -> Connection:
         if not (self.setup.connects or self.setup.budget).wait(self.stopping, meanwhile=self.beat):
@@ -158,8 +278,13 @@ class WSController(DoubtingController):
 
     def _listen(self, connection: Connection) -> None:
         now_us = self._heard_at_us = self.clock.monotonic_us()
+        self._number, self._leaving = None, False
+        self._resync_us.clear()
         for feed in self.feeds.values():
             feed.connected(now_us)
+        for book in self.books.values():
+            if self.snapshot_path(book.market) is not None:
+                self._snapshots.want(book)
         second_us = keepalive_us = ping_us = now_us
         while not self.stopping.is_set():
             arrived = connection.receive()
@@ -175,6 +300,7 @@ class WSController(DoubtingController):
                     self._heard_at_us = now_us
                 else:
                     raise ConnectionLost(f"the server closed the connection: {close_reason(payload)}")
+            self._look_for_books(now_us)
             if arrived:
                 self.flush()
             if now_us >= second_us:
@@ -191,9 +317,16 @@ class WSController(DoubtingController):
     def _obey(self, ask: object, connection: Connection) -> None:
         if isinstance(ask, Reply):
             connection.send_text(ask.text)
+        elif isinstance(ask, Subscribed):
+            stream = self.feeds.get((ask.market, ask.channel))
+            if isinstance(stream, HeardStream):
+                self.begin(stream, stream.subscribed(self._heard_at_us, self._offset_us))
+        elif isinstance(ask, Leaving):
+            self._leaving = True
+            self.log.warning("leaving", detail=ask.detail)
         elif isinstance(ask, Refused):
-            refused = [self.feeds[ask.market]] if ask.market in self.feeds else list(self.feeds.values())
-            for feed in refused:
+            meant = [feed for feed in self.feeds.values() if feed.market == ask.market]
+            for feed in meant or self.feeds.values():
                 if not feed.epoch:
                     feed.refused = ask.detail
             self.log.error("api_error", error=ask.detail, market=ask.market)
@@ -216,7 +349,7 @@ class WSController(DoubtingController):
         silent_us = now_us - self._heard_at_us
         if silent_us > self._stale_us:
             raise StaleConnection(f"not one frame for {silent_us / 1e6:.0f} s")
-        for feed in self.feeds.values():
+        for feed in self.books.values():
             # A quiet market may not speak for days, but a fresh subscription begins with its book.
             last_us = max(feed.confirmed_at_us, self._rejected_at_us)
             if not (feed.epoch or feed.refused) and last_us >= self._began_us and now_us - last_us > UNCOVERED_US:

@@ -343,7 +343,7 @@ def test_an_old_connection_that_does_not_stop_is_named_and_what_it_still_says_is
         assert hung.wait(10)
         stop()
 
-    old.handle, old.stop = hang, never_stop  # type: ignore[method-assign]
+    old.handle, old.stop = hang, never_stop  # type: ignore[method-assign, assignment]
     running.exchange("upbit", stale_s=50)
     running.write()
     assert running.hang_up()

@@ -353,7 +353,7 @@ def test_what_a_controller_delivers_after_it_was_given_up_is_refused(wait_until:
     house.supervisor.tick()
     clock.advance(1)
     house.supervisor.tick()
-    wait_until(lambda: len(made) == 2 and made[1].feeds["BTC-KRW"].epoch)
+    wait_until(lambda: len(made) == 2 and made[1].books["BTC-KRW"].epoch)
 
     made[0].free.set()
     assert made[0].join(10)

@@ -509,7 +509,7 @@ def test_what_was_in_doubt_when_the_clock_was_set_waits_for_data() -> None:
     """The mutation that must make this fail: carry over what is doubted, too."""
     stage = Stage()
     stage.hear(book())
-    stage.controller.feeds["BTC-KRW"].doubted = True
+    stage.controller.books["BTC-KRW"].doubted = True
     stage.clock.step_wall(3600)
     stage.tick()
     assert stage.stored.reasons == ["clock"]
@@ -785,7 +785,7 @@ def test_an_abandoned_controller_hands_nothing_over_any_more() -> None:
 def test_complete_books_after_a_doubtful_silence_start_a_new_epoch() -> None:
     stage = Stage()
     stage.hear(book())
-    stage.controller.feeds["BTC-KRW"].doubted = True
+    stage.controller.books["BTC-KRW"].doubted = True
     stage.hear(book(), after=20)
     first, second = stage.stored.epochs.values()
     assert first.reason == "stale"
@@ -800,7 +800,7 @@ def test_complete_books_after_a_doubtful_silence_start_a_new_epoch() -> None:
 def test_changes_after_a_doubtful_silence_need_a_new_connection() -> None:
     stage = Stage(Changing)
     stage.hear(book(sequence=1))
-    stage.controller.feeds["BTC-KRW"].doubted = True
+    stage.controller.books["BTC-KRW"].doubted = True
     with pytest.raises(StaleConnection):
         stage.hear(change({9: 1}, sequence=2), after=20)
     assert stage.stored.reasons == ["stale"]
@@ -813,7 +813,7 @@ def test_changes_after_a_doubtful_silence_need_a_new_connection() -> None:
 def test_the_state_of_each_feed_can_be_read() -> None:
     stage = Stage(Script, "BTC-KRW", "ETH-KRW", "XRP-KRW")
     stage.hear(book({"1.5E1": 1}, {16: 1}, venue_us=stage.clock.wall_us()))
-    stage.controller.feeds["ETH-KRW"].refused = "no such market"
+    stage.controller.books["ETH-KRW"].refused = "no such market"
     stage.clock.advance(2)
     first, second, third = stage.controller.status()
     assert first == {
@@ -839,7 +839,7 @@ def test_every_feed_shows_noughts_before_it_is_heard() -> None:
     stage = Stage()
     sample = stage.setup.metrics.registry.get_sample_value
     assert sample("collector_frames_total", {"exchange": "venue", "outcome": "stored"}) == 0
-    assert Feed("venue", "BTC-KRW") == stage.controller.feeds["BTC-KRW"].key
+    assert Feed("venue", "BTC-KRW") == stage.controller.books["BTC-KRW"].key
     assert frame_counts(stage.setup, "venue")["received"] == 0
 
 
@@ -922,7 +922,7 @@ def test_whatever_happens_the_sums_close_and_every_book_can_be_rebuilt() -> None
                     truth = dict.fromkeys(truth)
                 case ("midnight",):
                     stage.clock.advance(DAY_S)
-            for market, feed in stage.controller.feeds.items():
+            for market, feed in stage.controller.books.items():
                 if feed.epoch:
                     known = truth[market]
                     assert known is not None

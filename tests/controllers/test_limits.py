@@ -216,7 +216,7 @@ def test_a_polled_book_is_not_covered_in_a_pause(exchanged: Exchanged) -> None:
         if len(exchanged.rest.asked) == 1:
             exchanged.setup.budget.pause(30)
         else:
-            seen.append(bool(poller.feeds["BTC-KRW"].epoch))
+            seen.append(bool(poller.books["BTC-KRW"].epoch))
             poller.stop()
 
     exchanged.rest.took_s = paused

@@ -91,7 +91,7 @@ def test_a_frame_that_is_no_json_belongs_to_every_feed_of_its_connection() -> No
 def test_an_epoch_that_can_number_no_more_rows_is_followed_by_another() -> None:
     fed = Fed(("BTC-KRW",), make_setup())
     feed(fed, book("BTC-KRW", 10))
-    fed.feeds["BTC-KRW"].n = ROWS_MAX
+    fed.books["BTC-KRW"].n = ROWS_MAX
     feed(fed, book("BTC-KRW", 11))
 
     records = [record for delivery in fed.setup.intake.take(100) for record in delivery.records]
@@ -105,7 +105,7 @@ def test_an_answer_nobody_can_read_is_kept_once_however_often_it_comes(monkeypat
     bithumb = BithumbREST(("BTC-KRW",), make_setup())
     monkeypatch.setattr("controllers.rest.fetch", lambda session, url, clock: (200, {}, b"<html>maintenance</html>"))
     for _ in range(5):
-        bithumb._poll(requests.Session(), "BTC-KRW")
+        bithumb._poll(requests.Session(), bithumb.books["BTC-KRW"])
     bithumb.flush()
 
     records = [record for delivery in bithumb.setup.intake.take(100) for record in delivery.records]

@@ -56,7 +56,7 @@ class Polls:
         """Make one poll and what follows it; return the pause it asks for."""
         self.next, self.takes_s = Answer(status, {}, body), takes_s
         with requests.Session() as session:
-            pause_s = self.poller._poll_safely(session, market)
+            pause_s = self.poller._poll_safely(session, self.poller.books[market])
         self.clock.advance(0.1)
         self.poller._end_what_is_too_old(self.clock.monotonic_us())
         self.poller.tick()
@@ -228,7 +228,7 @@ def test_a_market_that_never_spoke_is_waited_for(monkeypatch: pytest.MonkeyPatch
 def test_an_unexpected_error_amid_a_book_rejects_the_frame(monkeypatch: pytest.MonkeyPatch) -> None:
     polls = Polls(monkeypatch)
     polls.poll(polled(100))
-    book = polls.poller.feeds[MARKET].book
+    book = polls.poller.books[MARKET].book
     replace = book.replace
 
     def half(message: Book) -> Any:
@@ -298,7 +298,7 @@ def test_a_book_of_changes_that_differs_counts_up_to_where_it_last_agreed(
     assert epoch.ended.ended_us == epoch.opened.opened_us + 25_000_000
     assert epoch.frames == 26, "the first book and twenty-five changes"
     assert len(epoch.rows) > 40, "more was written"
-    assert scene.controller.feeds[MARKET].gap_since_us == 30_000_000
+    assert scene.controller.books[MARKET].gap_since_us == 30_000_000
 
     store = OneRun(tmp_path / "c.sqlite", "u", started_us=1)
     store.open()

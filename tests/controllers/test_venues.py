@@ -24,7 +24,7 @@ def test_every_module_that_is_no_machinery_is_an_exchange() -> None:
 
 
 def test_every_exchange_has_one_usual_transport() -> None:
-    assert known() == {name: {"websocket"} for name in NAMES} | {"bithumb": {"rest", "websocket"}}
+    assert known() == {name: {"rest", "websocket"} for name in NAMES} | {"upbit": {"websocket"}}
     for name in NAMES:
         usual = controller_class(name)
         assert usual.exchange == name
@@ -35,8 +35,8 @@ def test_every_exchange_has_one_usual_transport() -> None:
 def test_what_there_is_none_of_is_told_with_what_there_is() -> None:
     with pytest.raises(ConfigError, match="no controller for nope; there are bithumb, coinone"):
         controller_class("nope")
-    with pytest.raises(ConfigError, match="no controller for gopax over rest"):
-        controller_class("gopax", "rest")
+    with pytest.raises(ConfigError, match="no controller for upbit over rest"):
+        controller_class("upbit", "rest")
     assert controller_class("gopax", "websocket") is Gopax
 
 
@@ -56,5 +56,5 @@ def test_an_exchange_says_all_that_its_base_needs(name: str) -> None:
         assert cls.rest_url.startswith("https://")
         assert cls.listing_path.startswith("/")
         assert cls.transport == transport
-        assert cls.parse is not Controller.parse
+        assert cls.parse is not Controller.parse or "parse_poll" in vars(cls)
         assert cls.parse_listing.__func__ is not Controller.parse_listing.__func__  # type: ignore[attr-defined]

@@ -159,7 +159,7 @@ def test_gopax_holds_changes_back_that_come_before_their_book(live: Start) -> No
     early, book, *later = stage.sent("BTC-KRW", 0)
     assert (early["what"], book["what"]) == ("change", "book")
     sides = [numbers(book["bids"]), numbers(book["asks"])]
-    heard = stage.controllers[0].feeds["BTC-KRW"].frames
+    heard = stage.controllers[0].books["BTC-KRW"].frames
     for line in (early, *later[: heard - 1]):
         sides = [{**sides[0], **numbers(line["bids"])}, {**sides[1], **numbers(line["asks"])}]
     expected = [{price: size for price, size in levels.items() if size} for levels in sides]

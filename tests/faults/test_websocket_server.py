@@ -119,7 +119,7 @@ def test_who_says_goodbye_is_not_waited_for() -> None:
     with Server(talk) as server:
         controller = upbit(server.url)
         controller.start()
-        wait_until(lambda: controller.feeds["BTC-KRW"].epoch)
+        wait_until(lambda: controller.books["BTC-KRW"].epoch)
         controller.stop()
         assert controller.join(5)
         left.set()
@@ -346,7 +346,7 @@ def test_an_answer_that_is_no_upgrade(answer: bytes, kind: type[SourceError], pa
 def test_a_redirect_is_followed_but_not_for_ever() -> None:
     with Server(says(frame(CLOSE))) as other:
         error, controller, _ = listen(answers(status("301 Moved", f"Location: {other.url}")))
-    assert "no code" in str(error) and controller.feeds["BTC-KRW"].total == 1, "it got there"
+    assert "no code" in str(error) and controller.books["BTC-KRW"].total == 1, "it got there"
 
     moved: list[int] = []
 

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from itertools import count
 from pathlib import Path
@@ -12,8 +12,9 @@ import pytest
 from collector.errors import BadFrame, VenueRefused
 from collector.records import Book, Message
 from controllers import book, controller_class
-from controllers.base import Controller
+from controllers.base import Controller, Reader
 from controllers.book import Side
+from controllers.book_feed import HeardBook
 from controllers.feed import HeardFeed
 from controllers.gopax import Gopax
 from controllers.upbit import Upbit
@@ -117,9 +118,9 @@ class Rounding(Upbit):
 class Losing(Upbit):
     """Loses a frame when it is rejected."""
 
-    def handle(self, frame: bytes, at_us: int) -> list[Message]:
+    def handle(self, frame: bytes, at_us: int, read: Reader | None = None) -> list[Message]:
         rejected = self._rejected
-        asks = super().handle(frame, at_us)
+        asks = super().handle(frame, at_us, read)
         if self._rejected > rejected:
             self._records.pop()
         return asks
@@ -128,7 +129,7 @@ class Losing(Upbit):
 class Overlooking(Gopax):
     """Goes on after a rejected change as if nothing had been."""
 
-    def after_rejection(self) -> None:
+    def after_rejection(self, books: Sequence[HeardBook], at_us: int, *, known: bool) -> None:
         return
 
 
@@ -212,6 +213,7 @@ def test_a_book_that_is_not_sorted_is_found(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_row_left_out_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     def confirm(feed: HeardFeed, at_us: int) -> None:
         confirmed(feed, at_us)
+        assert isinstance(feed, HeardBook)
         feed.n += feed.n == 3
 
     confirmed = HeardFeed.confirm

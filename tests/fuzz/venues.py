@@ -213,7 +213,7 @@ class Session:
         require(outcome != "rejected" or self._held_back, "a good message is rejected")
         if outcome == "rejected" or good.book is None or good.market is None:
             return
-        feed = self.controller.feeds[good.market]
+        feed = self.controller.books[good.market]
         if outcome == "duplicate" and self.controller.rising_sequence:
             return  # one that was spoiled had a larger number
         if self.controller.changes_only and self._held_back:
@@ -223,7 +223,7 @@ class Session:
         self._rebuilt(good.market)
 
     def _rebuilt(self, market: str) -> None:
-        feed = self.controller.feeds[market]
+        feed = self.controller.books[market]
         require(self.audit.epochs[feed.epoch].market == market, "the epoch is of another market")
         kept = [[(price, Decimal(size)) for price, size in json.loads(side)] for side in feed.book.as_json()]
         require(kept == self.audit.book(feed.epoch), "the rebuilt book is another one")
@@ -299,8 +299,8 @@ class Session:
                 require(kept.reason == str(told), "parse is not the same each time")
                 require(not any(feed.epoch for feed in self.controller.feeds.values()), "coverage goes on")
             if kept.market is not None:
-                require(not self.controller.feeds[kept.market].epoch, "coverage goes on")
-                require(not self.controller.feeds[kept.market].book.known, "the book of a rejected message stays")
+                require(not self.controller.books[kept.market].epoch, "coverage goes on")
+                require(not self.controller.books[kept.market].book.known, "the book of a rejected message stays")
             require(isinstance(asks, ConnectionLost) == self.controller.changes_only, "a connection that should end")
             return
         require(not isinstance(told, SourceError), f"parse refuses it, yet it is {outcome}")

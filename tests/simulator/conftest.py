@@ -89,8 +89,9 @@ class Stage:
         self.simulator, self.path = simulator, path
         self._clients: list[Client] = []
 
-    def dial(self, exchange: str, query: str = "") -> Client:
-        client = Client(self.simulator.endpoints[exchange]["websocket"] + query)
+    def dial(self, exchange: str, query: str = "", product: str = "") -> Client:
+        endpoint: Any = self.simulator.endpoints[exchange]
+        client = Client((endpoint["products"][product] if product else endpoint)["websocket"] + query)
         self._clients.append(client)
         return client
 
