@@ -11,10 +11,8 @@ from controllers import Controller, controller_class, known, venues
 from controllers.gopax import Gopax
 from tests.controllers.venue import DATA
 
-NAMES = [
-    "binance", "bithumb", "bybit", "coinbase", "coinone", "gopax", "korbit", "kraken", "kucoin", "okx", "upbit",
-]  # fmt: skip
-POLLED = {"bithumb", "coinbase", "coinone", "gopax", "korbit"}  # some channels of theirs, or all
+NAMES = ["binance", "bithumb", "bybit", "coinbase", "coinone", "gopax", "korbit", "kraken", "kucoin", "okx", "upbit"]
+BOTH = {"bithumb", "coinbase", "coinone", "gopax", "korbit"}  # of all but Bithumb only candles are polled
 
 
 def test_every_module_that_is_no_machinery_is_an_exchange() -> None:
@@ -27,7 +25,7 @@ def test_every_module_that_is_no_machinery_is_an_exchange() -> None:
 
 
 def test_every_exchange_has_one_usual_transport() -> None:
-    assert known() == {name: {"rest", "websocket"} if name in POLLED else {"websocket"} for name in NAMES}
+    assert known() == {name: {"rest", "websocket"} if name in BOTH else {"websocket"} for name in NAMES}
     for name in NAMES:
         usual = controller_class(name)
         assert usual.exchange == name
