@@ -6,6 +6,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from collector.clock import Clock
@@ -17,6 +18,8 @@ from controllers.gopax import Gopax, GopaxCandles
 from controllers.korbit import Korbit, KorbitCandles
 from controllers.rest import RESTController
 from controllers.upbit import Upbit
+from storage.audit import audit_sides
+from storage.reader import BookAt
 from tests.controllers.live import Live
 from tests.fakes import Epoch, HeardLog, Stored, make_setup
 
@@ -66,9 +69,9 @@ def numbers(*tokens: str | None) -> tuple[Decimal | None, ...]:
     return tuple(None if token is None else Decimal(token) for token in tokens)
 
 
-def enough(live: Live, cls: type[Controller], rows: int) -> None:
+def enough(live: Live, cls: type[Controller], rows: int, channels: tuple[str, ...] = CHANNELS[1:]) -> None:
     """Wait until every feed has been heard, trades and tickers several times."""
-    offered = [channel for channel in CHANNELS[1:] if channel in cls.offers]
+    offered = [channel for channel in channels if channel in cls.offers]
 
     def ready() -> bool:
         feeds = {(e.opened.market, e.opened.channel): len(e.stream) for e in live.stored.epochs.values()}
@@ -132,6 +135,30 @@ def test_what_is_stored_is_what_was_sent(
                 assert epoch.rows, "the book of the same connection"
     assert not live.stored.rejected
     assert {row["market"] for row in live.lines(kind="subscribe")} >= set(MARKETS)
+
+
+@pytest.mark.parametrize("cls", [Upbit, BithumbWebSocket, Coinone, Korbit], ids=lambda cls: cls.__name__)
+def test_the_sides_of_what_is_stored_agree_with_the_stored_books(
+    hear: Callable[..., Live], cls: type[Controller]
+) -> None:
+    """A side read the wrong way round would contradict nearly every book; Bithumb's books leave out the dust."""
+    live = hear(cls, channels=CHANNELS[:2])
+    enough(live, cls, rows=25, channels=(TRADES,))
+    market = MARKETS[0]
+    kept = heard(live, market, "orderbook")
+    source: Any = None  # an audit looks at the books alone
+    books = [
+        BookAt(
+            source, row.n, kept.opened.opened_us + row.at_us, kept.opened.opened_us + row.at_us - (row.lag_us or 0),
+            None, row.flags, *(tuple(sorted(side.items(), key=lambda level: Decimal(level[0]))) for side in sides),
+        )
+        for row, sides in zip(kept.rows, kept.books, strict=True)
+    ]  # fmt: skip
+    books = [msgspec.structs.replace(book, bids=book.bids[::-1]) for book in books]
+    trades = [row for row in heard(live, market, TRADES).stream if isinstance(row, TradeRow)]
+    audit = audit_sides(cls.exchange, market, sorted(trades, key=lambda row: row.venue_us), books)
+    assert audit.agreeing >= 10
+    assert audit.contradicting <= audit.agreeing // 10, audit
 
 
 @pytest.mark.parametrize("cls", SOCKETS, ids=lambda cls: cls.__name__)

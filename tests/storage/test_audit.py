@@ -79,6 +79,12 @@ def test_the_clock_of_the_exchange_counts_where_its_books_have_times() -> None:
     assert judged([Traded("sell", "20", 29, 25)], untimed) == (0, 1, 0), "only the first book had come"
 
 
+def test_a_trade_that_is_dated_by_the_second_goes_by_when_it_was_received() -> None:
+    books = [book(1_000_010, "10", "11", venue_us=1_000_005), book(1_900_000, "20", "21", venue_us=1_800_000)]
+    assert judged([Traded("buy", "21", 1_950_000, 1_000_000)], books) == (1, 0, 0)
+    assert judged([Traded("buy", "21", 1_950_000, 1_000_001)], books) == (0, 0, 1), "made before both"
+
+
 def test_in_a_gap_there_is_no_book() -> None:
     items: list[BookAt | Gap] = [
         Gap("never", None, 10),
