@@ -506,7 +506,7 @@ def test_every_kind_of_record_arrives(store: OneRun) -> None:
     assert found["exchange"] == [(1, "UPBIT")]
     assert found["market"] == [(1, "BTC", "KRW")]
     assert found["feed"] == [(1, 1, 1, "orderbook")]
-    assert found["epoch"] == [(1, 1, 1, "websocket", 30, "compared", T0, T0 + 30, "rejected")]
+    assert found["epoch"] == [(1, 1, 1, "websocket", 30, "compared", T0, T0 + 30, "rejected", None)]
     assert found["coverage"] == [(1, T0, T0 + 30, T0 + 20, 2, "rejected")]
     assert found["book"] == [
         (1 << 24 | 1, 0, 5, 77, KEYFRAME, '[["99","1.5"],["98","2"]]', '[["101","0.10"]]'),
