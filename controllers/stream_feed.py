@@ -191,7 +191,7 @@ class HeardCandles(HeardStream):
         self._amount(message.volume, what="volume", zero=True)
         key = message.interval_s, message.open_us
         known = self._known.get(key)
-        if known is not None and (known.closed or _state(known) == _state(message)):
+        if known is not None and (_state(known) == _state(message) or (known.closed and not message.closed)):
             return []
         ended = [
             _closed(candle)
