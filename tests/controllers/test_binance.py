@@ -657,7 +657,7 @@ def test_books_begin_with_a_snapshot_each_and_go_on(live: Callable[..., Live], c
     stage.stop()
     for market in markets:
         (epoch,) = stage.stored.of(market)
-        assert epoch.opened.depth == 1000 and epoch.opened.unit is None
+        assert epoch.opened.depth == 100 and epoch.opened.unit is None
         assert snapshots(stage, market) == 1
         check_epochs(stage, market)
     stage.counts()
