@@ -46,6 +46,7 @@ from controllers.levels import (
     decode_any,
     house_form,
     in_order,
+    listed,
     minute_us,
     quoted,
     shaped,
@@ -141,7 +142,8 @@ class Coinbase(_Coinbase, WSController):
     offers = (ORDERBOOK, TRADES, TICKER)
     changes_only = True
     verdict = "linked"
-    stale_s = 15.0
+    probe_depth = 100
+    stale_s = 25.0
 
     @cached_property
     def _names(self) -> dict[str, tuple[str, ...]]:
@@ -247,6 +249,17 @@ class Coinbase(_Coinbase, WSController):
     def follows(self, change: BookChange, sequence: int, *, joining: bool) -> bool:
         """Return yes: the numbers of the connection's frames prove it, and a hole in them ends the connection."""
         return True
+
+    def probe_path(self, market: str) -> str:
+        """Return the path of the best levels over REST."""
+        return f"/api/v3/brokerage/market/product_book?product_id={market}&limit={self.probe_depth}"
+
+    @shaped
+    def parse_probe(self, market: str, body: bytes) -> Book:
+        """Read `{"pricebook":{"bids":[{"price":"1","size":"2"},...],...}}`."""
+        book = decode_any(body)["pricebook"]
+        bids, asks = (listed((row["price"], row["size"]) for row in book[name]) for name in ("bids", "asks"))
+        return Book(market, bids, asks)
 
 
 class CoinbaseCandles(_Coinbase, RESTController):

@@ -13,7 +13,7 @@ changes aggregated over 10 ms, for the best 500 levels a side. Quirks:
 - a candle's `S` says that it is the first of its minute, not that it is over; nothing says that.
 
 The older interface (`/market/level2` with a token) is not spoken here: the complete REST book that its changes continue
-needs a key since, and the free one of 100 levels goes wrong below them. No REST book without a key equals ours.
+needs a key since, and the free one of 100 levels goes wrong below them. For a comparison that one is enough.
 """
 
 from collections.abc import Iterable
@@ -21,7 +21,7 @@ from typing import Any
 
 import msgspec
 
-from collector.errors import BadFrame, UnknownFrame
+from collector.errors import BadFrame, UnknownFrame, VenueRefused
 from collector.numbers import decoder
 from collector.records import (
     CANDLES,
@@ -121,6 +121,7 @@ class KuCoin(WSController):
     changes_only = True
     verdict = "linked"
     depth = 500
+    probe_depth = 100
     text_numbers = True
     keepalive_text = '{"id":"0","type":"ping"}'
     keepalive_s = 15.0  # the welcome asks for one every 30 s
@@ -188,6 +189,18 @@ class KuCoin(WSController):
     def follows(self, change: BookChange, sequence: int, *, joining: bool) -> bool:
         """Tell whether no event is missing before a change; it may tell some again that the book has."""
         return change.first is not None and change.first <= sequence + 1
+
+    def probe_path(self, market: str) -> str:
+        """Return the path of the best levels that are given without a key."""
+        return f"/api/v1/market/orderbook/level2_100?symbol={market}"
+
+    @shaped
+    def parse_probe(self, market: str, body: bytes) -> Book:
+        """Read `{"code":"200000","data":{"bids":[["1","2"],...],...}}`; errors come with status 200 as well."""
+        answer = decode_any(body)
+        if answer["code"] != "200000":
+            raise VenueRefused(f"{answer['code']} {answer.get('msg')}")
+        return Book(market, listed(answer["data"]["bids"]), listed(answer["data"]["asks"]))
 
     @classmethod
     @shaped

@@ -260,7 +260,7 @@ def test_a_ticker_of_a_contract_holds_what_changed_and_nothing_of_what_is_empty(
     assert list(linear.parse(framed("tickers.BTCUSDT", row, "delta"), 0)) == [
         Ticker("BTC-USDT:USDT", None, "17215.50", None, None, 1672324988999000)
     ]
-    assert BybitLinear.ticker_changes and BybitInverse.ticker_changes and not hasattr(Bybit, "ticker_changes")
+    assert BybitLinear.ticker_changes and BybitInverse.ticker_changes and not Bybit.ticker_changes
 
 
 def test_volumes_of_inverse_contracts_are_their_turnover() -> None:

@@ -1,7 +1,8 @@
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from decimal import Decimal
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 from collector.errors import SourceError, UnknownFrame
 from collector.records import CANDLES, CHANNELS, ORDERBOOK, TICKER, TRADES, Book, BookChange, Subscribed, Trade
 from controllers.kucoin import KuCoin
+from tests.controllers.linked import check_books, check_stream, epochs_of, subscriptions_of
+from tests.controllers.live import Live
 from tests.controllers.reference import Player, Reference, each, repeated, skipped, swapped
 from tests.controllers.venue import (
     Case,
@@ -23,6 +26,7 @@ from tests.controllers.venue import (
 from tests.fakes import make_setup
 
 CLASSIC = "cryptofeed_spot_20210425.ndjson"
+REST_BOOK = '{"code":"200000","data":{"time":1,"sequence":"7","bids":[["1.0","2"]],"asks":[["3","4"],["5","6"]]}}'
 SYMBOLS = (
     '{"code":"200000","data":[{"symbol":"BTC-USDT","enableTrading":true},{"symbol":"X-BTC","enableTrading":false}]}'
 )
@@ -298,4 +302,93 @@ def test_the_listing_has_what_can_be_traded(wire: Path) -> None:
 
 
 def test_any_answer_over_rest_is_read_or_a_source_error() -> None:
-    hold_to_any_answers(KuCoin, [SYMBOLS, '{"code":"429000","msg":"too many requests"}'])
+    hold_to_any_answers(KuCoin, [SYMBOLS, REST_BOOK, '{"code":"429000","msg":"too many requests"}'])
+
+
+def test_the_best_levels_are_compared_with_those_that_are_given_without_a_key(wire: Path) -> None:
+    kucoin = make(KuCoin, "BTC-USDT")
+    assert kucoin.probe_path("BTC-USDT") == "/api/v1/market/orderbook/level2_100?symbol=BTC-USDT"
+    assert KuCoin.probe_depth == 100
+    (book,) = told([kucoin.parse_probe("BTC-USDT", REST_BOOK.encode())])
+    assert (book["bids"], book["asks"]) == ([["1.0", "2"]], [["3", "4"], ["5", "6"]])
+    for body in (b'{"code":"900001","msg":"symbol not exists"}', b'{"code":"200000","data":null}', b"[]"):
+        with pytest.raises(SourceError):
+            kucoin.parse_probe("BTC-USDT", body)
+
+
+# --- against the simulator --------------------------------------------------------------------------------------------
+
+MARKETS = "BTC-USDT", "ETH-USDT"
+
+
+def start(live: Callable[..., Live], **options: Any) -> Live:
+    stage = live("kucoin", markets=MARKETS, rate_hz=100)
+    stage.start(KuCoin, *MARKETS, rate={"requests_per_s": 1000, "connects_per_s": 1000}, **options)
+    return stage
+
+
+def heard(stage: Live, count: int, market: str) -> None:
+    """Wait until the newest book of a market is covered and has so many rows."""
+
+    def enough() -> bool:
+        epochs = epochs_of(stage, market)
+        return bool(epochs) and epochs[-1].reason is None and len(epochs[-1].rows) >= count
+
+    stage.until(enough, what=f"{count} rows of {market}")
+
+
+def test_books_trades_tickers_and_candles_are_stored_as_they_were_sent(live: Callable[..., Live]) -> None:
+    stage = start(live, channels=CHANNELS)
+    streams = [(market, channel) for market in MARKETS for channel in (TRADES, TICKER, CANDLES)]
+    stage.until(
+        lambda: all((each := epochs_of(stage, *feed)) and len(each[0].stream) >= 4 for feed in streams), what="rows"
+    )
+    for market in MARKETS:
+        heard(stage, 20, market)
+    stage.stop()
+    for market in MARKETS:
+        (book,) = epochs_of(stage, market)
+        assert (book.opened.depth, book.reason) == (500, "stop")
+        check_books(stage, market)
+    assert all(check_stream(stage, *feed) >= 3 for feed in streams)
+    counts = stage.counts()
+    assert (counts["rejected"], counts["dropped"]) == (0, 0)
+    assert len(stage.lines(kind="open", transport="websocket")) == 1
+
+
+@pytest.mark.parametrize("fault", ["swallow", "swap"])
+def test_a_change_that_does_not_follow_costs_one_market_one_snapshot(live: Callable[..., Live], fault: str) -> None:
+    stage, (hit, spared) = start(live), MARKETS
+    for market in MARKETS:
+        heard(stage, 10, market)
+    stage.simulator.fault(fault, "kucoin", hit)
+    stage.until(lambda: len(epochs_of(stage, hit)) == 2, what="a second epoch")
+    heard(stage, 10, hit)
+    stage.stop()
+    first, second = epochs_of(stage, hit)
+    (other,) = epochs_of(stage, spared)
+    assert (first.reason, second.reason, other.reason) == ("sequence", "stop", "stop")
+    assert (len(subscriptions_of(stage, hit)), len(subscriptions_of(stage, spared))) == (2, 1)
+    assert len(stage.lines(kind="open", transport="websocket")) == 1
+    for market in MARKETS:
+        check_books(stage, market)
+    # It was noticed at the very next change: the last row is that before the one that was lost or came too late.
+    sent = stage.lines(kind="message", subscription=subscriptions_of(stage, hit)[0])
+    hole = next(
+        i for i, (a, b) in enumerate(pairwise(sent)) if b["fate"] == "withheld" or b["sequence"] < a["sequence"]
+    )
+    last = sent[hole] if fault == "swallow" else sent[hole - 1]
+    assert first.rows[-1].sequence == last["sequence"]
+    assert first.ended is not None and first.mark is not None
+    assert first.ended.ended_us == first.mark.confirmed_until_us < second.opened.opened_us
+
+
+def test_a_change_that_comes_twice_changes_nothing(live: Callable[..., Live]) -> None:
+    stage, (hit, _) = start(live), MARKETS
+    heard(stage, 5, hit)
+    stage.simulator.fault("duplicate", "kucoin", hit, times=3)
+    heard(stage, 30, hit)
+    stage.stop()
+    assert len(epochs_of(stage, hit)) == 1
+    check_books(stage, hit)
+    assert stage.counts()["duplicate"] >= 3

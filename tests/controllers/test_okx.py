@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from collector.clock import Clock
 from collector.errors import BadFrame, SourceError, UnknownFrame, VenueRefused
 from collector.records import (
     CANDLES,
@@ -19,11 +20,18 @@ from collector.records import (
     Book,
     BookChange,
     Candle,
+    CandleRow,
+    EpochOpened,
     Leaving,
+    StreamRow,
     Ticker,
+    TickerRow,
     Trade,
+    TradeRow,
 )
 from controllers.okx import Okx, OkxBusiness, crc, house_form, native
+from tests.conftest import wait_until
+from tests.controllers.live import Live
 from tests.controllers.venue import (
     Case,
     cases,
@@ -36,7 +44,7 @@ from tests.controllers.venue import (
     recorded,
     told,
 )
-from tests.fakes import FakeClock, Stored, counted, make_setup, numbers
+from tests.fakes import FakeClock, HeardLog, Stored, make_setup, numbers
 
 PUBLIC = (ORDERBOOK, TRADES, TICKER)
 NAMES = [
@@ -320,27 +328,22 @@ class Played:
     def __init__(self, cls: type[Okx], frames: list[Frame]) -> None:
         market = house_form(frames[0]["arg"]["instId"])
         clock = FakeClock()
-        self.setup = make_setup(clock=clock)
-        self.stored = Stored(self.setup.intake)
-        self.controller = make(cls, market, setup=self.setup)
+        log = HeardLog()
+        setup = make_setup(clock=clock, log=log)
+        self.stored = Stored(setup.intake)
+        self.controller = make(cls, market, setup=setup)
         self.controller.anchor()
         self.verdicts: list[str] = []
         self.books: list[Any] = []
         for frame in frames:
-            before = self._broken()
+            before = len(log.of("book_broken"))
             self.controller.handle(json.dumps(frame).encode(), clock.advance(0.1))
             self.controller.flush()
             self.stored.take()
-            broken = {reason for reason, count in self._broken().items() if count > before[reason]}
             heard = self.controller.books[market]
-            self.verdicts.append(next(iter(broken)) if broken else "good" if heard.epoch else "waiting")
+            broken = [str(each["reason"]) for each in log.of("book_broken")[before:]]
+            self.verdicts.append(broken[0] if broken else "good" if heard.epoch else "waiting")
             self.books.append(heard.book.as_numbers())
-
-    def _broken(self) -> dict[str, float]:
-        return {
-            reason: counted(self.setup, "books_broken_total", exchange="okx", reason=reason)
-            for reason in ("sequence", "checksum")
-        }
 
 
 def rebuilt(frames: list[Frame]) -> Iterator[Reference]:
@@ -545,3 +548,167 @@ def test_frames_that_are_cut_off_or_no_text_are_refused_without_another_error() 
 
 def test_any_frames_leave_nothing_wrong_behind() -> None:
     hold_to_any_frames(Okx, "okx")
+
+
+# --- live -------------------------------------------------------------------------------------------------------------
+
+LIVE = ["BTC-USDT", "ETH-USDT", "BTC-USDT:USDT"]
+
+
+def test_books_of_spot_and_contracts_are_what_the_exchange_sent(live: Callable[..., Live]) -> None:
+    s = live("okx", markets=LIVE)
+    controller = s.start(Okx, *LIVE)
+    for market in LIVE:
+        s.heard(15, market)
+    s.stop()
+    for market in LIVE:
+        s.check(market)
+        epoch = s.stored.of(market)[0]
+        assert (epoch.verdict, epoch.opened.depth) == ("linked", 400)
+        assert epoch.opened.unit == ("0.001 BTC" if ":" in market else None)
+    assert s.counts()["dropped"] == 0
+    assert controller.name == "okx/BTC-USDT+2"
+
+
+@pytest.mark.parametrize("kind", ["swallow", "duplicate", "swap"])
+def test_a_break_begins_one_market_anew_on_the_same_connection(live: Callable[..., Live], kind: str) -> None:
+    s = live("okx", markets=LIVE)
+    s.start(Okx, *LIVE)
+    for market in LIVE:
+        s.heard(5, market)
+    s.simulator.fault(kind, "okx", "BTC-USDT")
+    s.until(lambda: len(s.stored.of("BTC-USDT")) == 2, what="another epoch")
+    s.heard(5, "BTC-USDT")
+    s.heard(15, "ETH-USDT")
+    s.stop()
+    first, second = s.stored.of("BTC-USDT")
+    assert (first.reason, second.reason) == ("sequence", "stop")
+    for number in (0, 1):
+        s.check("BTC-USDT", number, number)
+    for market in LIVE[1:]:
+        s.check(market)
+        assert len(s.stored.of(market)) == 1
+    assert len(s.lines(kind="open", transport="websocket")) == 1
+    books = [line["subscription"] for line in s.lines(kind="message", what="book", fate="sent")]
+    assert len(books) == len(LIVE) + 1
+    assert first.ended is not None and first.ended.ended_us < second.opened.opened_us
+    if kind == "swallow":
+        (lost,) = s.lines(kind="message", fate="withheld")
+        assert first.mark is not None
+        assert first.mark.confirmed_until_us < lost["time_us"] < second.opened.opened_us
+
+
+def test_a_market_that_is_not_there_is_refused_and_the_others_are_heard(live: Callable[..., Live]) -> None:
+    s = live("okx", markets=LIVE)
+    s.start(Okx, "BTC-USDT", "NOPE-USDT")
+    s.heard(3, "BTC-USDT")
+    s.until(lambda: s.log.of("api_error"), what="the refusal")
+    assert s.log.of("api_error")[0]["market"] == "NOPE-USDT"
+    s.heard(8, "BTC-USDT")
+    s.stop()
+    s.check("BTC-USDT")
+    assert not s.stored.of("NOPE-USDT")
+
+
+def test_a_notice_makes_the_connection_due_for_another(live: Callable[..., Live]) -> None:
+    s = live("okx", markets=LIVE)
+    controller = s.start(Okx, "BTC-USDT")
+    assert isinstance(controller, Okx)
+    s.heard(2, "BTC-USDT")
+    assert not controller.due_for_replacement()
+    s.simulator.fault("leave", "okx")
+    s.until(controller.due_for_replacement, what="the notice")
+    s.stop()
+    s.check("BTC-USDT")
+
+
+def test_pings_are_plain_text_and_come_before_a_silent_connection_is_cut(
+    live: Callable[..., Live], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for cls in (Okx, OkxBusiness):
+        assert cls.keepalive_s < 30 < cls.stale_s
+    monkeypatch.setattr(Okx, "keepalive_s", 0.05)
+    s = live("okx", markets=LIVE)
+    s.simulator.fault("quiet")
+    s.start(Okx, "BTC-USDT")
+    s.heard(1, "BTC-USDT")
+    s.until(lambda: s.so_far("ignored") >= 3, what="an acknowledgement and two pongs")
+    s.stop()
+    assert s.counts()["rejected"] == 0
+
+
+class Told:
+    """What a controller of streams hands over, row by row."""
+
+    def __init__(self, s: Live, cls: type[Okx | OkxBusiness], *channels: str) -> None:
+        endpoint = s.simulator.endpoints["okx"]
+        backoff = {"base_s": 0.01, "cap_s": 0.02, "healthy_s": 60}
+        self.setup = replace(
+            make_setup(clock=Clock(), log=s.log, endpoint=endpoint, backoff=backoff), channels=channels
+        )
+        self.controller = cls(("BTC-USDT", "BTC-USD:BTC"), self.setup)
+        s.controllers.append(self.controller)
+        self.epochs: dict[int, EpochOpened] = {}
+        self.rows: dict[tuple[str, str], list[StreamRow]] = {}
+        self.controller.start()
+
+    def look(self) -> dict[tuple[str, str], list[StreamRow]]:
+        while taken := self.setup.intake.take(10_000):
+            for record in (record for delivery in taken for record in delivery.records):
+                if isinstance(record, EpochOpened):
+                    self.epochs[record.epoch] = record
+                elif isinstance(record, StreamRow):
+                    opened = self.epochs[record.epoch]
+                    self.rows.setdefault((opened.market, opened.channel), []).append(record)
+            self.setup.intake.done(taken)
+        return self.rows
+
+    def until(self, count: int, *channels: str) -> None:
+        keys = [(market, channel) for market in self.controller.markets for channel in channels]
+        wait_until(lambda: all(len(self.look().get(key, ())) >= count for key in keys), 20, f"{count} rows")
+
+
+def sent_rows(s: Live, market: str, channel: str) -> list[dict[str, Any]]:
+    (subscription,) = s.lines(kind="subscribe", market=market, channel=channel)
+    lines = s.lines(kind="message", subscription=subscription["subscription"], fate="sent")
+    return [row for line in lines for row in line["rows"]]
+
+
+def test_trades_and_tickers_are_what_the_exchange_sent(live: Callable[..., Live]) -> None:
+    s = live("okx", markets=["BTC-USDT", "BTC-USD:BTC"], rate_hz=200)
+    told_of = Told(s, Okx, TRADES, TICKER)
+    told_of.until(8, TRADES, TICKER)
+    told_of.controller.stop()
+    assert told_of.controller.join(10)
+    for market in told_of.controller.markets:
+        trades = [row for row in told_of.look()[market, TRADES] if isinstance(row, TradeRow)]
+        wanted = [
+            (row["id"], row["side"], row["price"], row["volume"], row["venue_us"])
+            for row in sent_rows(s, market, TRADES)
+        ]
+        assert [(t.trade_id, t.side, t.price, t.volume, t.venue_us) for t in trades] == wanted[: len(trades)]
+        tickers = [row for row in told_of.look()[market, TICKER] if isinstance(row, TickerRow)]
+        wanted = [
+            (row["last"], row["bid"], row["ask"], row["volume"], row["venue_us"])
+            for row in sent_rows(s, market, TICKER)
+        ]
+        found = [(t.last, t.bid, t.ask, t.volume, t.venue_us) for t in tickers]
+        rest = iter(wanted)
+        assert all(one in rest for one in found)  # one that says nothing new makes no row
+
+
+def test_candles_are_heard_at_their_own_address(live: Callable[..., Live]) -> None:
+    s = live("okx", markets=["BTC-USDT", "BTC-USD:BTC"], rate_hz=200)
+    told_of = Told(s, OkxBusiness, CANDLES)
+    told_of.until(4, CANDLES)
+    told_of.controller.stop()
+    assert told_of.controller.join(10)
+    for market in told_of.controller.markets:
+        candles = [row for row in told_of.look()[market, CANDLES] if isinstance(row, CandleRow)]
+        wanted = [
+            (row["open_us"], row["open"], row["high"], row["low"], row["close"], row["volume"], row["closed"])
+            for row in sent_rows(s, market, CANDLES)
+        ]
+        found = [(c.open_us, c.open, c.high, c.low, c.close, c.volume, c.closed) for c in candles]
+        rest = iter(wanted)
+        assert all(one in rest for one in found)
