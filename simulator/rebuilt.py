@@ -49,11 +49,12 @@ class Walk:
     sequence: int | None = None
     early: list[int] = field(default_factory=list)  # changes that came before the book they belong to
     rising: bool = True  # a message whose number is not above the last one is a repeat
+    begins: bool = False  # a complete book begins anew, whatever its number
 
     def copy(self) -> "Walk":
         """Return one that can be tried out."""
         book = dict(self.book[0]), dict(self.book[1])
-        return Walk(self.index, book, self.known, self.sequence, list(self.early), self.rising)
+        return Walk(self.index, book, self.known, self.sequence, list(self.early), self.rising, self.begins)
 
 
 class Stream:
@@ -70,7 +71,7 @@ class Stream:
         self.doubtful = {index for index, message in enumerate(messages) if message.at in lasts}
         self._part_of = {message.at: number for number, part in enumerate(parts) for message in part.messages}
         self.held: dict[int, bool] = {}
-        self.walk = Walk(rising=parts[0].exchange not in FALLING)
+        self.walk = Walk(rising=parts[0].exchange not in FALLING, begins=self.changes)
 
     def stands(self, time_us: int) -> bool:
         """Tell whether the client was subscribed at that time."""
@@ -151,7 +152,7 @@ def rebuild(stream: Stream, epoch: Epoch, ledger: SentLedger, answers: Sequence[
 
 
 def _joined(stream: Stream, answer: Sent, epoch: Epoch, first: Book, ledger: SentLedger) -> Walk | None:
-    """Return the stream from where it continues a book that was sent over REST and opens an epoch; None: it does not."""
+    """Return the stream from where it continues a book that was sent over REST and opens an epoch, if it does."""
     if answer.withheld or answer.what != "book" or answer.sequence is None:
         return None
     if answer.sequence != epoch.rows[0].sequence:
@@ -209,7 +210,7 @@ def _take(walk: Walk, stream: Stream, ledger: SentLedger, *, follow: bool) -> No
 
 def _is_repeat(walk: Walk, message: Sent) -> bool:
     # What does not rise where the exchange counts was there already.
-    if message.sequence is None or walk.sequence is None:
+    if message.sequence is None or walk.sequence is None or (walk.begins and message.what == "book"):
         return False
     return message.sequence <= walk.sequence if walk.rising else message.sequence == walk.sequence
 
@@ -394,8 +395,8 @@ class _Attempt:
         rows.next()
 
     def _changes(self, walk: Walk, message: Sent, rows: _Rows, beginning: bool) -> None:
-        # A change is a row, or each side of it is one, or each of its entries. The ledger does not say in which order the
-        # venue wants them applied, so each row must be the book after one of those parts that are left.
+        # A change is a row, or each side of it is one, or each of its entries. The ledger does not say in which order
+        # the venue wants them applied, so each row must be the book after one of those parts that are left.
         levels = self._ledger.levels(message)
         entries = [(side, price, size) for side, part in zip(walk.book, levels, strict=True) for price, size in part]
         walk.sequence = message.sequence
