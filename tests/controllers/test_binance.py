@@ -278,6 +278,18 @@ def test_a_futures_book_at_100_is_continued_by(
         assert usdm.follows(it, 100, joining=False) is goes_on
 
 
+def test_a_quiet_market_whose_snapshot_has_to_wait_for_its_turn_is_no_reason_to_connect_anew() -> None:
+    clock = FakeClock()
+    binance = make(Binance, setup=make_setup(clock=clock))
+    binance.anchor()
+    binance._began_us = clock.monotonic_us()
+    binance.handle(frame_of("binance", "a change"), clock.advance(1))
+    for _ in range(10):
+        binance._heard_at_us = clock.advance(40)
+        binance._watch(binance._heard_at_us)
+    assert binance.books["BTC-KRW"].waits_for_a_book
+
+
 # --- recorded ---------------------------------------------------------------------------------------------------------
 
 SPOT_2021, SPOT_2024 = "cryptofeed_spot_20211012.ndjson", "hftbacktest_spot_btcusdt_20240808.ndjson"
