@@ -423,6 +423,6 @@ class _Attempt:
             _change(side, [(price, size)])
         if rows.book == book:
             return True
-        for side, price, size in before:
-            _change(side, [(price, size or Decimal(0))])
+        for side, price, was in before:
+            _change(side, [(price, was or Decimal(0))])
         return False

@@ -16,7 +16,7 @@ import requests
 
 from commands.chaos.clock import NoCompiler, SteppedClock
 from commands.chaos.daemon import SETTINGS, ChildDaemon
-from commands.chaos.schedule import EXCHANGES, KOREAN, Act, schedule
+from commands.chaos.schedule import EXCHANGES, KOREAN, NUMBERED, Act, schedule
 from commands.chaos.stores import Subject
 from simulator import Simulator, Timing
 from simulator.judge import Verdict, judge
@@ -245,7 +245,7 @@ class Chaos:
                 fault("early_change", exchange)
                 fault("disconnect", exchange)
             case "reorder":
-                fault("late", exchange)
+                fault("swap" if exchange in NUMBERED else "late", exchange)
             case _:
                 fault(act.kind, exchange, **lasting, **act.parameters)
 
