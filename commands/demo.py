@@ -14,6 +14,7 @@ from rich.live import Live
 
 import controllers
 from collector.config import Settings, load
+from collector.settings import DEFAULT_EXCHANGES
 from commands.daemon import Daemon
 from commands.options import LanguageOption, MarketOption, market_names
 from commands.reading import print_coverage
@@ -38,7 +39,7 @@ def demo(
     markets = market_names(market) or ("BTC-KRW", "ETH-KRW")
     if db is None:
         db = Path("data") / f"demo-{time.strftime('%Y%m%d-%H%M%S')}.sqlite"
-    names = [name for name in controllers.venues() if name in venues()]
+    names = [name for name in DEFAULT_EXCHANGES if name in venues()]
     with (
         tempfile.TemporaryDirectory(prefix="collector-demo-") as folder,
         Simulator(names, markets, seed=seed) as simulator,

@@ -266,7 +266,7 @@ class BybitLinear(Bybit):
     category = "linear"
     url = "wss://stream.bybit.com/v5/public/linear"
     listing_path = f"/v5/market/instruments-info?category=linear&limit={PAGE}"
-    ticker_changes: ClassVar[bool] = True  # what a ticker leaves out is as it was
+    ticker_changes = True
 
     @classmethod
     def carries(cls, market: str, channel: str) -> bool:
@@ -285,7 +285,7 @@ class BybitInverse(Bybit):
     in_dollars = True
     url = "wss://stream.bybit.com/v5/public/inverse"
     listing_path = f"/v5/market/instruments-info?category=inverse&limit={PAGE}"
-    ticker_changes: ClassVar[bool] = True
+    ticker_changes = True
 
     @classmethod
     def carries(cls, market: str, channel: str) -> bool:

@@ -143,7 +143,7 @@ class Coinbase(_Coinbase, WSController):
     changes_only = True
     verdict = "linked"
     probe_depth = 100
-    stale_s = 15.0
+    stale_s = 25.0
 
     @cached_property
     def _names(self) -> dict[str, tuple[str, ...]]:

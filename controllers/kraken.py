@@ -136,7 +136,7 @@ class Kraken(WSController):
     text_numbers = True  # JSON numbers, but their digits count: whoever reads them back can prove the checksum again
     keepalive_text = '{"method":"ping"}'
     keepalive_s = 30.0
-    stale_s = 15.0
+    stale_s = 25.0
     budget_per_s = 1.0
     connects_per_s = 0.25
 

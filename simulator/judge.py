@@ -212,7 +212,8 @@ class _JudgedFeed:
         return epoch.opened_us - ahead_us if track.first < 0 else stream.messages[track.first].time_us
 
     def _fit(self, stream: Stream, epoch: Epoch) -> Track | str:
-        return rebuild(stream, epoch, self._ledger)
+        answers = [message for one in self._streams if one.polled for message in one.messages]
+        return rebuild(stream, epoch, self._ledger, answers)
 
     def _place(self, epoch: Epoch) -> tuple[Stream | None, Track | None, str]:
         # Epochs come in the order of their subscriptions. Where those of a market that stands still begin alike, the

@@ -1,66 +1,56 @@
-"""Books kept from changes, held to their venue's own proof: what a controller's rules say of every message."""
+"""Books kept from changes, held to their venue's own proof message by message, and live."""
 
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from collector.records import Book, BookChange
+from collector.records import ORDERBOOK, TickerRow, TradeRow
 from controllers.base import Controller
-from controllers.book import OrderBook
-
-Side = dict[Decimal, Decimal]
+from tests.controllers.live import Live
+from tests.controllers.venue import Side, make
+from tests.fakes import FakeClock, HeardLog, Sides, Stored, make_setup, numbers
 
 
 class Judged(NamedTuple):
-    """One message: `book`, `change`, `old`, or what is wrong (`sequence`, `checksum`); and the book after it."""
+    """What became of one message: `row`, `nothing` (it changed nothing), or why it broke the book; and the book then.
+
+    Of a book that broke, the book is the last one that is stored.
+    """
 
     verdict: str
-    bids: Side
-    asks: Side
+    book: Sides
+
+    def numbers(self) -> tuple[Side, Side]:
+        """Return bids and asks as numbers."""
+        return numbers(self.book[0]), numbers(self.book[1])
 
 
-def judged(controller: Controller, frames: Iterable[str]) -> Iterator[Judged]:
-    """Apply the books and changes of frames by the rules of a controller; it ends at the first that is wrong."""
-    kept = OrderBook(trim=not controller.text_numbers)
-    sequence: int | None = None
+def judged(cls: type[Controller], market: str, frames: Iterable[str]) -> Iterator[Judged]:
+    """Play frames to a controller and tell what is stored of each; it ends at the first that breaks the book."""
+    clock, log = FakeClock(), HeardLog()
+    setup = make_setup(clock=clock, log=log)
+    controller = make(cls, market, setup=setup)
+    stored = Stored(setup.intake)
+    controller.anchor()
+    rows = 0
     for frame in frames:
-        for message in controller.parse(frame.encode(), 0):
-            if not isinstance(message, Book | BookChange):
-                continue
-            verdict = "book" if isinstance(message, Book) else _verdict(controller, message, sequence)
-            if verdict == "book":
-                assert isinstance(message, Book)
-                kept.replace(message)
-            elif verdict == "change":
-                assert isinstance(message, BookChange)
-                kept.apply(message)
-            if verdict in ("book", "change"):
-                sequence = message.sequence
-                if controller.cut_to_depth:
-                    cut(kept, controller.depth)
-                if controller.verdict == "checksummed" and controller.checksum(kept) != message.checksum:
-                    verdict = "checksum"
-            yield Judged(verdict, *kept.as_numbers())
-            if verdict in ("sequence", "checksum"):
-                return
-
-
-def _verdict(controller: Controller, change: BookChange, sequence: int | None) -> str:
-    if controller.verdict == "checksummed":
-        return "change"
-    assert sequence is not None, "a change before any book"
-    if controller.is_old(change, sequence):
-        return "old"
-    return "change" if controller.follows(change, sequence, joining=False) else "sequence"
-
-
-def cut(book: OrderBook, depth: int | None) -> None:
-    """Drop what lies beyond the depth."""
-    for side, highest in ((book.bids, True), (book.asks, False)):
-        prices = sorted(side.as_numbers(), reverse=highest)
-        side.apply({f"{price:f}": "0" for price in prices[depth:]})
+        controller.handle(frame.encode(), clock.advance(0.01))
+        controller.flush()
+        (epoch,) = stored.take().of(market)
+        assert not stored.rejected
+        assert epoch.verdict == cls.verdict
+        assert epoch.mark is not None
+        broken = [told["reason"] for told in log.of("book_broken")]
+        verdict = broken[0] if broken else "row" if len(epoch.rows) > rows else "nothing"
+        yield Judged(verdict, epoch.book)
+        rows = len(epoch.rows)
+        assert epoch.reason == (broken[0] if broken else None)
+        assert bool(controller.books[market].epoch) == (not broken)
+        if broken:
+            return
 
 
 def frames_of(wire: Path, file: str) -> list[str]:
@@ -69,19 +59,65 @@ def frames_of(wire: Path, file: str) -> list[str]:
     return [line["data"] for line in lines if (line["kind"], line["dir"]) == ("ws", "in")]
 
 
-class Reference:
-    """A book rebuilt with nothing of the collector: plain dictionaries of exact numbers."""
+# --- against the simulator --------------------------------------------------------------------------------------------
 
-    def __init__(self) -> None:
-        self.bids: Side = {}
-        self.asks: Side = {}
 
-    def take(self, bids: Iterable[Any], asks: Iterable[Any], *, whole: bool, depth: int | None = None) -> None:
-        """Take (price, size) rows."""
-        if whole:
-            self.bids, self.asks = {}, {}
-        for side, rows in ((self.bids, bids), (self.asks, asks)):
-            for price, size in rows:
-                side[Decimal(price)] = Decimal(size)
-        self.bids = dict(sorted(((p, s) for p, s in self.bids.items() if s), reverse=True)[:depth])
-        self.asks = dict(sorted((p, s) for p, s in self.asks.items() if s)[:depth])
+def hear(stage: Live, cls: type[Controller], *markets: str, channels: tuple[str, ...] = (ORDERBOOK,)) -> Controller:
+    """Start a controller of some channels."""
+    idle = stage.start(cls, *markets, start=False, rate={"requests_per_s": 1000, "connects_per_s": 1000})
+    stage.setup = replace(stage.setup, channels=channels)
+    controller = stage.controllers[stage.controllers.index(idle)] = cls(markets, stage.setup)
+    controller.start()
+    return controller
+
+
+def ended(stage: Live, market: str, epochs: int, rows: int = 5) -> None:
+    """Wait until so many epochs of a market have ended, and one more has so many rows."""
+    stage.until(lambda: len(stage.stored.of(market)) > epochs, what=f"{epochs + 1} epochs of {market}")
+    stage.heard(rows, market)
+
+
+def wait_for_rejected(stage: Live, count: int) -> None:
+    """Wait until so many frames are rejected."""
+    stage.until(lambda: len(stage.stored.rejected) == count, what=f"{count} rejected frames")
+
+
+def check_streams(stage: Live, market: str, *, sent_as: dict[str, str]) -> None:
+    """Hold what is stored of trades, tickers and candles to what was sent, by position, up to what is accounted for."""
+    for epoch in stage.stored.of(market):
+        if epoch.opened.channel == ORDERBOOK:
+            continue
+        what = sent_as[epoch.opened.channel]
+        sent = [row for line in stage.lines(kind="message", what=what)[: epoch.frames] for row in line["rows"]]
+        assert epoch.stream and epoch.frames
+        found = [_told(row) for row in epoch.stream]
+        truth = [_noted(what, row) for row in sent]
+        if what == "candle":  # each is told again and again; its last state is what counts
+            found, truth = ([*{row[:2]: row[:7] for row in rows}.values()] for rows in (found, truth))
+        else:
+            truth = [row for i, row in enumerate(truth) if what == "trade" or not i or row[:4] != truth[i - 1][:4]]
+        assert found[: len(truth)] == truth
+
+
+def _told(row: Any) -> tuple[Any, ...]:
+    match row:
+        case TradeRow():
+            return row.trade_id, row.side, Decimal(row.price), Decimal(row.volume), row.venue_us
+        case TickerRow():
+            tokens = (row.last, row.bid, row.ask, row.volume)
+            return *(None if token is None else Decimal(token) for token in tokens), row.venue_us
+    return row.interval_s, row.open_us, *map(Decimal, (row.open, row.high, row.low, row.close, row.volume))
+
+
+def _noted(what: str, row: dict[str, Any]) -> tuple[Any, ...]:
+    match what:
+        case "trade":
+            return row["id"], row["side"], Decimal(row["price"]), Decimal(row["volume"]), row["venue_us"]
+        case "ticker":
+            tokens = (row[name] for name in ("last", "bid", "ask", "volume"))
+            return *(None if token is None else Decimal(token) for token in tokens), row["venue_us"]
+    return (
+        row["interval_s"],
+        row["open_us"],
+        *(Decimal(row[name]) for name in ("open", "high", "low", "close", "volume")),
+    )

@@ -1,4 +1,5 @@
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
@@ -9,7 +10,9 @@ import pytest
 from collector.errors import BadFrame, RateLimited, SourceError, VenueRefused
 from collector.records import CHANNELS, Book, BookChange, Candle, Refused, Subscribed, Ticker, Trade
 from controllers.bybit import Bybit, BybitInverse, BybitLinear, native
-from tests.controllers.proved import Judged, Reference, frames_of, judged
+from tests.controllers.live import Live
+from tests.controllers.proved import Judged, check_streams, ended, frames_of, hear, judged, wait_for_rejected
+from tests.controllers.reference import Reference, repeated, skipped, swapped
 from tests.controllers.venue import (
     Case,
     cases,
@@ -153,47 +156,34 @@ def test_a_count_that_began_anew_unseen_is_a_gap_and_not_a_repeat() -> None:
 
 
 def test_the_recorded_archive_is_linked_message_by_message_and_equals_a_plain_rebuild(wire: Path) -> None:
-    archive = make(Archive, "XRP-USDT:USDT")
     frames = frames_of(wire, ARCHIVE)
-    found = list(judged(archive, frames))
-    assert [each.verdict for each in found] == ["book"] + ["change"] * 24
+    found = list(judged(Archive, "XRP-USDT:USDT", frames))
+    assert [each.verdict for each in found] == ["row"] * 25
     reference = Reference()
     for frame, each in zip(frames, found, strict=True):
         row = json.loads(frame)
-        reference.take(row["data"]["b"], row["data"]["a"], whole=row["type"] == "snapshot")
-        assert (each.bids, each.asks) == (reference.bids, reference.asks)
-        assert len(each.bids) == len(each.asks) == 500  # what falls out is removed by name
+        take = reference.replace if row["type"] == "snapshot" else reference.change
+        take(row["data"]["b"], row["data"]["a"])
+        assert each.numbers() == reference.both()
+        assert len(reference.bids) == len(reference.asks) == 500  # what falls out is removed by name
 
 
-def spoiled(frames: list[str], how: str, at: int) -> list[str]:
-    """Skip, repeat or swap one difference."""
-    match how:
-        case "skip":
-            return frames[:at] + frames[at + 1 :]
-        case "repeat":
-            return frames[: at + 1] + frames[at:]
-        case _:
-            return [*frames[:at], frames[at + 1], frames[at], *frames[at + 2 :]]
-
-
-@pytest.mark.parametrize("at", range(1, 24))
-@pytest.mark.parametrize("how", ["skip", "swap"])
-def test_a_difference_that_is_skipped_or_swapped_is_caught_at_the_next_one(wire: Path, how: str, at: int) -> None:
-    archive = make(Archive, "XRP-USDT:USDT")
+@pytest.mark.parametrize("at", [1, 2, 7, 15, 23])
+@pytest.mark.parametrize("how", [skipped, swapped])
+def test_a_difference_that_is_skipped_or_swapped_is_caught_at_the_next_one(wire: Path, how: Any, at: int) -> None:
     frames = frames_of(wire, ARCHIVE)
-    good = list(judged(archive, frames))
-    found = list(judged(archive, spoiled(frames, how, at)))
+    good = list(judged(Archive, "XRP-USDT:USDT", frames))
+    found = list(judged(Archive, "XRP-USDT:USDT", how(frames, at)))
     assert found[:-1] == good[:at]
-    assert found[-1] == Judged("sequence", *good[at - 1][1:])
+    assert found[-1] == Judged("sequence", good[at - 1].book)
 
 
-@pytest.mark.parametrize("at", range(1, 25))
+@pytest.mark.parametrize("at", [1, 2, 24])
 def test_a_difference_that_is_repeated_changes_nothing(wire: Path, at: int) -> None:
-    archive = make(Archive, "XRP-USDT:USDT")
     frames = frames_of(wire, ARCHIVE)
-    good = list(judged(archive, frames))
-    found = list(judged(archive, spoiled(frames, "repeat", at)))
-    assert found == [*good[: at + 1], Judged("old", *good[at][1:]), *good[at + 1 :]]
+    good = list(judged(Archive, "XRP-USDT:USDT", frames))
+    found = list(judged(Archive, "XRP-USDT:USDT", repeated(frames, at)))
+    assert found == [*good[: at + 1], Judged("nothing", good[at].book), *good[at + 1 :]]
 
 
 def test_recorded_frames_of_today_are_read(wire: Path) -> None:
@@ -260,7 +250,7 @@ def test_a_ticker_of_a_contract_holds_what_changed_and_nothing_of_what_is_empty(
     assert list(linear.parse(framed("tickers.BTCUSDT", row, "delta"), 0)) == [
         Ticker("BTC-USDT:USDT", None, "17215.50", None, None, 1672324988999000)
     ]
-    assert BybitLinear.ticker_changes and BybitInverse.ticker_changes and not hasattr(Bybit, "ticker_changes")
+    assert BybitLinear.ticker_changes and BybitInverse.ticker_changes and not Bybit.ticker_changes
 
 
 def test_volumes_of_inverse_contracts_are_their_turnover() -> None:
@@ -383,3 +373,149 @@ def test_recorded_levels_come_out_digit_for_digit(wire: Path) -> None:
     row = exactly(frame)["data"]
     assert list(book.bids.items()) == [tuple(level) for level in row["b"]]
     assert numbers(book.asks) == {Decimal(price): Decimal(size) for price, size in row["a"]}
+
+
+# --- against the simulator --------------------------------------------------------------------------------------------
+
+LIVE = {
+    Bybit: ("BTC-USDT", "ETH-USDT"),
+    BybitLinear: ("BTC-USDT:USDT", "ETH-USDC:USDC-261225"),
+    BybitInverse: ("BTC-USD:BTC", "ETH-USD:ETH-261225"),
+}
+Stages = Callable[..., Live]
+
+
+def played(live: Stages) -> Live:
+    return live("bybit", markets=[market for markets in LIVE.values() for market in markets], rate_hz=100)
+
+
+@pytest.mark.parametrize("cls", LIVE)
+def test_books_of_each_category_are_linked_and_those_that_were_sent(live: Stages, cls: type[Bybit]) -> None:
+    stage = played(live)
+    hear(stage, cls, *LIVE[cls])
+    for market in LIVE[cls]:
+        stage.heard(15, market)
+    stage.stop()
+    for market in LIVE[cls]:
+        (epoch,) = stage.stored.of(market)
+        assert (epoch.verdict, epoch.reason, epoch.opened.depth) == ("linked", "stop", 200)
+        assert epoch.opened.unit == ("1 USD" if cls is BybitInverse else None)
+        stage.check(market)
+    counts = stage.counts()
+    assert counts["rejected"] == counts["dropped"] == 0
+
+
+@pytest.mark.parametrize("kind", ["swallow", "swap"])
+def test_a_difference_that_is_lost_costs_one_market_one_snapshot(live: Stages, kind: str) -> None:
+    stage = played(live)
+    hit, spared = LIVE[BybitLinear]
+    hear(stage, BybitLinear, hit, spared)
+    stage.heard(10, hit)
+    stage.simulator.fault(kind, "bybit", hit)
+    ended(stage, hit, 1)
+    stage.stop()
+    first, second = stage.stored.of(hit)
+    (other,) = stage.stored.of(spared)
+    assert (first.reason, second.reason, other.reason) == ("sequence", "stop", "stop")
+    assert first.ended is not None and first.mark is not None
+    assert first.ended.ended_us == first.mark.confirmed_until_us < second.opened.opened_us
+    stage.check(hit, 0, 0)
+    stage.check(hit, 1, 1)
+    stage.check(spared)
+    assert len(stage.lines(kind="message", what="book")) == 3
+    assert len(stage.lines(kind="open", transport="websocket")) == 1
+    stage.counts()
+
+
+def test_a_difference_that_comes_twice_changes_nothing(live: Stages) -> None:
+    stage = played(live)
+    hear(stage, Bybit, *LIVE[Bybit])
+    stage.heard(10, "BTC-USDT")
+    stage.simulator.fault("duplicate", "bybit", "BTC-USDT", times=3)
+    stage.until(lambda: stage.so_far("duplicate") >= 3, what="three repeats")
+    stage.heard(20, "BTC-USDT")
+    stage.stop()
+    assert len(stage.stored.of("BTC-USDT")) == 1
+    stage.check("BTC-USDT")
+    assert stage.counts()["duplicate"] >= 3
+
+
+def test_a_book_that_the_service_begins_anew_opens_an_epoch_on_the_same_subscription(
+    live: Stages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("simulator.bybit.MESSAGES_BEFORE_RESTART", 20)
+    stage = played(live)
+    hear(stage, Bybit, "BTC-USDT")
+    ended(stage, "BTC-USDT", 2)
+    stage.stop()
+    first, second, *_ = stage.stored.of("BTC-USDT")
+    assert (first.reason, second.reason) == ("sequence", "sequence")
+    assert [row.sequence for row in second.rows] == list(range(1, 21))
+    assert len(stage.lines(kind="subscribe")) == 1
+    stage.counts()
+
+
+def test_a_book_begun_anew_that_never_came_is_missed_at_the_next_difference(
+    live: Stages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("simulator.bybit.MESSAGES_BEFORE_RESTART", 30)
+    stage = played(live)
+    hear(stage, Bybit, "BTC-USDT")
+    stage.heard(25, "BTC-USDT")
+    stage.simulator.fault("swallow", "bybit", "BTC-USDT", times=8)
+    ended(stage, "BTC-USDT", 1)
+    stage.stop()
+    first, second, *_ = stage.stored.of("BTC-USDT")
+    assert first.reason == "sequence"
+    assert first.rows[-1].sequence is not None and first.rows[-1].sequence > 72_000_000
+    assert second.rows[0].sequence is not None and second.rows[0].sequence < 30
+    stage.check("BTC-USDT", 1, 1)
+
+
+@pytest.mark.parametrize("cls", LIVE)
+def test_trades_tickers_and_candles_are_those_that_were_sent(live: Stages, cls: type[Bybit]) -> None:
+    stage = played(live)
+    market = LIVE[cls][0]
+    hear(stage, cls, market, channels=CHANNELS)
+    stage.until(
+        lambda: sum(len(epoch.stream) >= 10 for epoch in stage.stored.of(market)) == 3, what="rows of all channels"
+    )
+    stage.stop()
+    assert len(stage.stored.of(market)) == 4
+    check_streams(stage, market, sent_as={"trades": "trade", "ticker": "ticker", "candles": "candle"})
+    assert stage.counts()["rejected"] == 0
+
+
+def test_a_market_that_is_not_traded_is_refused_and_the_others_go_on(live: Stages) -> None:
+    stage = played(live)
+    controller = hear(stage, Bybit, "NOPE-USDT", "BTC-USDT", channels=CHANNELS)
+    stage.heard(10, "BTC-USDT")
+    states = {(row["market"], row["state"]) for row in controller.status()}
+    stage.stop()
+    assert states == {("NOPE-USDT", "refused"), ("BTC-USDT", "live")}
+    assert stage.log.of("api_error")[0]["market"] == "NOPE-USDT"
+    assert {line["market"] for line in stage.lines(kind="subscribe")} == {"BTC-USDT"}
+
+
+def test_the_recorded_archive_is_recorded_as_it_was_sent(live: Stages, wire: Path) -> None:
+    stage = live("bybit", recording=wire / ARCHIVE, speed=None)
+    hear(stage, BybitLinear, "XRP-USDT:USDT")
+    stage.heard(25, "XRP-USDT:USDT")
+    stage.stop()
+    (epoch,) = stage.stored.of("XRP-USDT:USDT")
+    assert (epoch.verdict, epoch.reason, epoch.frames) == ("linked", "stop", 25)
+    stage.check("XRP-USDT:USDT")
+
+
+def test_no_garbage_is_ever_recorded_and_the_book_comes_back(live: Stages) -> None:
+    stage = played(live)
+    hear(stage, Bybit, "BTC-USDT")
+    garbage = ("not_json", "foreign_market", "negative_volume", "unknown_type", "not_utf8")
+    for number, what in enumerate(garbage, 1):
+        stage.heard(3, "BTC-USDT")
+        stage.simulator.fault("garbage", "bybit", "BTC-USDT", what=what)
+        wait_for_rejected(stage, number)
+    stage.heard(3, "BTC-USDT")
+    stage.stop()
+    assert set(stage.stored.reasons[:-1]) == {"rejected"}
+    assert stage.counts()["rejected"] == len(garbage)

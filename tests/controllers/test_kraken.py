@@ -1,6 +1,6 @@
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from decimal import Decimal
 from itertools import pairwise
@@ -13,7 +13,9 @@ from collector.errors import BadFrame, RateLimited, SourceError, VenueRefused
 from collector.records import CHANNELS, Book, BookChange, Candle, Subscribed, Ticker, Trade
 from controllers.book import OrderBook
 from controllers.kraken import Kraken
-from tests.controllers.proved import Reference, frames_of, judged
+from tests.controllers.live import Live
+from tests.controllers.proved import Judged, check_streams, ended, frames_of, hear, judged, wait_for_rejected
+from tests.controllers.reference import Reference, repeated, skipped, swapped
 from tests.controllers.venue import (
     Case,
     cases,
@@ -93,31 +95,32 @@ def test_an_acknowledgement_opens_a_stream_and_a_refusal_names_its_market() -> N
 def test_every_recorded_book_is_proved_and_equals_a_plain_rebuild(wire: Path, file: str) -> None:
     cls, market = RECORDED[file]
     frames = [frame for frame in frames_of(wire, file) if '"checksum"' in frame]
-    found = list(judged(make(cls, market), frames))
-    kinds = ["book" if '"type":"snapshot"' in frame else "change" for frame in frames]
-    assert [each.verdict for each in found] == kinds
-    assert (len(kinds), kinds.count("book")) == {BTC: (54, 1), MINA: (19, 2)}[file]
+    found = list(judged(cls, market, frames))
+    told = [each.verdict for each in found]
+    assert (len(told), told.count("row"), told.count("nothing")) == {BTC: (54, 54, 0), MINA: (19, 18, 1)}[file]
     reference = Reference()
     for frame, each in zip(frames, found, strict=True):
         message = exactly(frame)
         (row,) = message["data"]
         bids, asks = ([(level["price"], level["qty"]) for level in row[side]] for side in ("bids", "asks"))
-        reference.take(bids, asks, whole=message["type"] == "snapshot", depth=cls.depth)
-        assert (each.bids, each.asks) == (reference.bids, reference.asks)
+        take = reference.replace if message["type"] == "snapshot" else reference.change
+        take(bids, asks)
+        reference.replace(*(side.items() for side in reference.best(cls.depth or 0)))
+        assert each.numbers() == reference.both()
 
 
 def test_the_recorded_resync_showed_the_book_that_was_kept(wire: Path) -> None:
     frames = [frame for frame in frames_of(wire, MINA) if '"checksum"' in frame]
-    found = list(judged(make(Deeper, "MINA-GBP"), frames))
+    found = list(judged(Deeper, "MINA-GBP", frames))
     again = next(i for i, frame in enumerate(frames) if i and '"type":"snapshot"' in frame)
-    assert found[again][1:] == found[again - 1][1:]
+    assert found[again] == Judged("nothing", found[again - 1].book)
 
 
 def test_without_the_cut_the_recorded_checksums_do_not_hold(wire: Path) -> None:
     class Uncut(Kraken):
         cut_to_depth = False
 
-    found = list(judged(make(Uncut, "BTC-USD"), frames_of(wire, BTC)))
+    found = list(judged(Uncut, "BTC-USD", [frame for frame in frames_of(wire, BTC) if '"checksum"' in frame]))
     assert found[-1].verdict == "checksum"
 
 
@@ -142,40 +145,28 @@ def plainly(frames: list[str], depth: int) -> Iterator[tuple[bool, Any]]:
         yield zlib.crc32(text.encode()) == int(row["checksum"]), numbers
 
 
-def spoiled(frames: list[str], how: str, at: int) -> list[str]:
-    """Skip, repeat or swap one difference."""
-    match how:
-        case "skip":
-            return frames[:at] + frames[at + 1 :]
-        case "repeat":
-            return frames[: at + 1] + frames[at:]
-        case _:
-            return [*frames[:at], frames[at + 1], frames[at], *frames[at + 2 :]]
-
-
-@pytest.mark.parametrize("how", ["skip", "swap"])
+@pytest.mark.parametrize("how", [skipped, swapped])
 @pytest.mark.parametrize("file", RECORDED)
 def test_a_difference_that_is_skipped_or_swapped_is_caught_where_the_checksum_breaks(
-    wire: Path, file: str, how: str
+    wire: Path, file: str, how: Any
 ) -> None:
     cls, market = RECORDED[file]
     frames = [frame for frame in frames_of(wire, file) if '"checksum"' in frame]
-    good = list(judged(make(cls, market), frames))
+    good = list(judged(cls, market, frames))
     updates = ['"update"' in frame for frame in frames]
     unseen = []
     for at in (n for n, both in enumerate(pairwise(updates)) if all(both)):
-        played = spoiled(frames, how, at)
+        played = how(frames, at)
         truth = list(plainly(played, cls.depth or 0))
         holds = [each for each, _ in truth]
         first_wrong = holds.index(False) if False in holds else None
-        found = list(judged(make(cls, market), played))
+        found = list(judged(cls, market, played))
         assert len(found) == (len(holds) if first_wrong is None else first_wrong + 1)
         assert (found[-1].verdict == "checksum") == (first_wrong is not None)
-        assert [(each.bids, each.asks) for each in found] == [
-            (book["bids"], book["asks"]) for _, book in truth[: len(found)]
-        ]
+        for each, (_, book) in zip(found[:first_wrong], truth, strict=False):
+            assert each.numbers() == (book["bids"], book["asks"])
         if first_wrong != at:
-            unseen.append(found[at][1:] == good[at + 1][1:])  # whether the next one made good what was lost
+            unseen.append(found[at].book == good[at + 1].book)  # whether the next one made good what was lost
     assert unseen == [True]  # of one, the level was replaced by the very next message: the book is right after it
 
 
@@ -183,16 +174,16 @@ def test_a_difference_that_is_skipped_or_swapped_is_caught_where_the_checksum_br
 def test_a_difference_that_is_repeated_changes_nothing(wire: Path, file: str) -> None:
     cls, market = RECORDED[file]
     frames = [frame for frame in frames_of(wire, file) if '"checksum"' in frame]
-    good = list(judged(make(cls, market), frames))
-    for at in range(1, len(frames)):
-        found = list(judged(make(cls, market), spoiled(frames, "repeat", at)))
-        assert found == [*good[: at + 1], good[at], *good[at + 1 :]]
+    good = list(judged(cls, market, frames))
+    for at in range(1, len(frames), 4):
+        found = list(judged(cls, market, repeated(frames, at)))
+        assert [each.book for each in found] == [each.book for each in (*good[: at + 1], *good[at:])]
 
 
 def test_a_repeat_that_comes_late_is_caught(wire: Path) -> None:
     frames = [frame for frame in frames_of(wire, BTC) if '"checksum"' in frame]
-    found = list(judged(make(Kraken, "BTC-USD"), [*frames[:8], frames[1], *frames[8:]]))
-    assert [each.verdict for each in found] == ["book"] + ["change"] * 7 + ["checksum"]
+    found = list(judged(Kraken, "BTC-USD", [*frames[:8], frames[1], *frames[8:]]))
+    assert [each.verdict for each in found] == ["row"] * 8 + ["checksum"]
 
 
 def levels(*tokens: Any) -> dict[Any, Any]:
@@ -240,7 +231,7 @@ def test_the_first_version_has_the_same_recipe_and_nothing_of_it_is_taken_for_da
     kraken = make(Kraken, "ADA-BTC")
     books: dict[str, OrderBook] = {}
     sums = 0
-    for frame in frames_of(wire, "kraken/cryptofeed_v1_book1000_20210417.ndjson")[:700]:
+    for frame in frames_of(wire, "kraken/cryptofeed_v1_book1000_20210417.ndjson")[:400]:
         with pytest.raises(SourceError):
             kraken.parse(frame.encode(), 0)
         row = json.loads(frame)
@@ -259,7 +250,7 @@ def test_the_first_version_has_the_same_recipe_and_nothing_of_it_is_taken_for_da
             if "c" in part:
                 assert kraken.checksum(book) == int(part["c"])
                 sums += 1
-    assert sums > 400
+    assert sums > 200
 
 
 # --- other channels ---------------------------------------------------------------------------------------------------
@@ -356,3 +347,104 @@ def test_errors_with_status_200_are_told_apart() -> None:
 def test_any_answer_over_rest_is_read_or_a_source_error() -> None:
     listing = '{"error":[],"result":{"XXBTZUSD":{"altname":"XBTUSD","wsname":"XBT/USD","status":"online"}}}'
     hold_to_any_answers(Kraken, [REST_BOOK, listing, '{"error":["EService:Busy"]}'])
+
+
+# --- against the simulator --------------------------------------------------------------------------------------------
+
+LIVE = "BTC-USD", "DOGE-USD"
+Stages = Callable[..., Live]
+
+
+def test_books_are_proved_and_those_that_were_sent(live: Stages) -> None:
+    stage = live("kraken", markets=LIVE, rate_hz=200)
+    hear(stage, Kraken, *LIVE)
+    for market in LIVE:
+        stage.heard(40, market)
+    stage.stop()
+    for market in LIVE:
+        (epoch,) = stage.stored.of(market)
+        assert (epoch.verdict, epoch.reason, epoch.opened.depth) == ("checksummed", "stop", 10)
+        assert {len(side) for book in epoch.books for side in book} == {10}
+        stage.check(market)
+    counts = stage.counts()
+    assert counts["rejected"] == counts["dropped"] == 0
+
+
+@pytest.mark.parametrize("kind", ["swallow", "swap", "corrupt_total"])
+def test_a_book_that_breaks_costs_one_market_one_snapshot(live: Stages, kind: str) -> None:
+    stage = live("kraken", markets=LIVE, rate_hz=150)
+    hit, spared = LIVE
+    hear(stage, Kraken, hit, spared)
+    stage.heard(10, hit)
+    stage.simulator.fault(kind, "kraken", hit)
+    ended(stage, hit, 1)
+    stage.stop()
+    first, second = stage.stored.of(hit)
+    (other,) = stage.stored.of(spared)
+    assert (first.reason, second.reason, other.reason) == ("checksum", "stop", "stop")
+    assert first.ended is not None and first.mark is not None
+    assert first.ended.ended_us == first.mark.confirmed_until_us < second.opened.opened_us
+    stage.check(hit, 0, 0)
+    stage.check(hit, 1, 1)
+    stage.check(spared)
+    assert len(stage.lines(kind="message", what="book")) == 3
+    assert len(stage.lines(kind="open", transport="websocket")) == 1
+    stage.counts()
+
+
+def test_a_difference_that_comes_twice_changes_nothing(live: Stages) -> None:
+    stage = live("kraken", markets=LIVE, rate_hz=150)
+    hear(stage, Kraken, "BTC-USD")
+    stage.heard(10, "BTC-USD")
+    stage.simulator.fault("duplicate", "kraken", "BTC-USD", times=3)
+    stage.heard(30, "BTC-USD")
+    stage.stop()
+    (epoch,) = stage.stored.of("BTC-USD")
+    assert epoch.verdict == "checksummed"
+    stage.counts()
+
+
+def test_trades_tickers_and_candles_are_those_that_were_sent(live: Stages) -> None:
+    stage = live("kraken", markets=LIVE, rate_hz=200)
+    hear(stage, Kraken, "BTC-USD", channels=CHANNELS)
+    stage.until(
+        lambda: sum(len(epoch.stream) >= 10 for epoch in stage.stored.of("BTC-USD")) == 3, what="rows of all channels"
+    )
+    stage.stop()
+    check_streams(stage, "BTC-USD", sent_as={"trades": "trade", "ticker": "ticker", "candles": "candle"})
+    assert stage.counts()["rejected"] == 0
+
+
+def test_a_market_that_is_not_traded_is_refused_and_the_others_go_on(live: Stages) -> None:
+    stage = live("kraken", markets=LIVE)
+    controller = hear(stage, Kraken, "NOPE-USD", "BTC-USD")
+    stage.heard(10, "BTC-USD")
+    states = {row["market"]: row["state"] for row in controller.status()}
+    stage.stop()
+    assert states == {"NOPE-USD": "refused", "BTC-USD": "live"}
+    assert stage.log.of("api_error")[0]["error"] == "Currency pair not supported NOPE/USD"
+    stage.check("BTC-USD")
+
+
+def test_a_recording_is_recorded_as_it_was_sent(live: Stages, wire: Path) -> None:
+    stage = live("kraken", recording=wire / BTC, speed=None)
+    hear(stage, Kraken, "BTC-USD")
+    stage.heard(54, "BTC-USD")
+    stage.stop()
+    (epoch,) = stage.stored.of("BTC-USD")
+    assert (epoch.verdict, epoch.reason, epoch.frames) == ("checksummed", "stop", 54)
+    stage.check("BTC-USD")
+
+
+def test_no_garbage_is_ever_recorded_and_the_book_comes_back(live: Stages) -> None:
+    stage = live("kraken", markets=LIVE, rate_hz=150)
+    hear(stage, Kraken, "BTC-USD")
+    garbage = ("not_json", "foreign_market", "negative_volume", "unknown_type", "not_utf8")
+    for number, what in enumerate(garbage, 1):
+        stage.heard(3, "BTC-USD")
+        stage.simulator.fault("garbage", "kraken", "BTC-USD", what=what)
+        wait_for_rejected(stage, number)
+    stage.heard(3, "BTC-USD")
+    stage.stop()
+    assert set(stage.stored.reasons[:-1]) == {"rejected"}
+    assert stage.counts()["rejected"] == len(garbage)

@@ -22,10 +22,7 @@ Levels = dict[Decimal, Decimal]
 
 
 def dial(stage: Stage, category: str) -> Client:
-    endpoint: Any = stage.simulator.endpoints["bybit"]
-    client = Client((endpoint if category == "spot" else endpoint["products"][category])["websocket"])
-    stage._clients.append(client)
-    return client
+    return stage.dial("bybit", product="" if category == "spot" else category)
 
 
 def ask(*topics: Any, op: str = "subscribe", **more: Any) -> dict[str, Any]:
