@@ -28,7 +28,8 @@ class Traded:
 
 
 EPOCH = Epoch(
-    id=1, exchange="UPBIT", symbol="BTC", currency="KRW", collector_id="a", transport="websocket", depth=30,
+    id=1, exchange="UPBIT", symbol="BTC", currency="KRW", channel="orderbook", collector_id="a",
+    transport="websocket", depth=30, unit=None,
     verdict="unverified", opened_us=0, from_us=0, until_us=0, heard_until_us=0, confirmed_until_us=0, frames=0,
     reason=None,
 )  # fmt: skip
