@@ -15,6 +15,7 @@ from collector.errors import ConfigError, NotOurs, StorageBusy, StorageCorrupt, 
 from collector.records import (
     KEYFRAME,
     BookRow,
+    CandleRow,
     CoverageMark,
     Delivery,
     EpochEnded,
@@ -23,6 +24,8 @@ from collector.records import (
     Event,
     Record,
     Rejected,
+    TickerRow,
+    TradeRow,
 )
 from storage import postgres_database
 from storage.postgres import PostgresStore
@@ -516,6 +519,24 @@ def test_rows_go_to_the_partition_of_their_day_and_odd_times_to_the_default_one(
         ("book_default", 6),
         ("book_default", 7),
     ]
+
+
+def test_streams_go_to_the_partitions_of_their_own_days(store: PostgresStore, postgres_url: str) -> None:
+    """Trades by the exchange's time, candles by their beginning, tickers by receipt."""
+    day_us = T0 // DAY_US * DAY_US
+    records = (
+        EpochOpened(1, "UPBIT", "BTC-KRW", "trades", "websocket", T0),
+        TradeRow(1, "7", "buy", "1", "1", T0, day_us - 1),
+        TradeRow(1, "8", "buy", "1", "1", T0, 0),
+        TickerRow(1, T0, day_us - 1, "1", None, None, None),
+        CandleRow(1, 60, day_us - 60_000_000, "1", "1", "1", "1", "1", True, T0),
+    )
+    assert store.write(batch(1, *records), T0) == 0
+    today, before = T0 // DAY_US, T0 // DAY_US - 1
+    sql = "SELECT tableoid::regclass::text FROM {} ORDER BY 1"
+    assert query(postgres_url, sql.format("trade")) == [(partition("trade", before),), ("trade_default",)]
+    assert query(postgres_url, sql.format("ticker")) == [(partition("ticker", today),)]
+    assert query(postgres_url, sql.format("candle")) == [(partition("candle", before),)]
 
 
 def test_a_day_that_is_made_late_takes_its_rows_from_the_default_partition(
