@@ -31,6 +31,7 @@ from storage import postgres_database
 from storage.postgres import PostgresStore
 from storage.postgres_database import SCHEMA_VERSION, Address, Session, migrations
 from storage.postgres_partitions import DAY_US, days, make_day, partition
+from storage.reader import Reader
 from storage.store import Batch, Run
 from tests.conftest import WaitUntil
 from tests.postgres import PASSWORD, Door, Server
@@ -82,6 +83,34 @@ def test_many_that_start_at_once_make_the_schema_once(postgres_url: str) -> None
     with ThreadPoolExecutor(len(stores)) as pool:
         list(pool.map(start, stores))
     assert query(postgres_url, "SELECT version FROM collector_schema ORDER BY 1") == [(n,) for n, _ in migrations()]
+
+
+def test_what_an_older_schema_holds_is_read_and_kept(postgres_url: str) -> None:
+    """A database from before trades, tickers and candles came."""
+    with psycopg.connect(postgres_url) as db:
+        db.execute(dict(migrations())[1].encode())
+        db.execute("CREATE TABLE collector_schema (version integer, applied_at timestamptz NOT NULL DEFAULT now())")
+        db.execute("INSERT INTO collector_schema (version) VALUES (1)")
+        db.execute(
+            "INSERT INTO exchange (name) VALUES ('UPBIT'); INSERT INTO market (symbol, currency) VALUES ('B', 'K')"
+        )
+        db.execute("INSERT INTO feed (exchange, market, channel) VALUES (1, 1, 'ticker')")
+        db.execute("INSERT INTO run (uid, collector_id, version, started_us, alive_us) VALUES ('u', 'here', '1', 0, 5)")
+        db.execute(
+            "INSERT INTO epoch (run, number, feed, transport, verdict, opened_us) VALUES (1, 1, 1, 'rest', 'x', 5)"
+        )
+        db.execute("INSERT INTO ticker VALUES (1, 7, NULL, 1, '1.50', NULL, NULL, NULL)")
+        db.execute("INSERT INTO candle VALUES (1, 60, 0, '1', '2', '3', '4', '5', 1, 7, 1)")
+    with Reader(postgres_url) as reader:
+        (epoch,) = reader.epochs("upbit", "b-k", channel="ticker")
+        assert (epoch.unit, epoch.opened_us) == (None, 5)
+    store = PostgresStore(postgres_url)
+    store.check()
+    store.release()
+    with Reader(postgres_url) as reader:
+        assert reader.epochs("upbit", "b-k", channel="ticker") == [epoch]
+    assert query(postgres_url, "SELECT * FROM ticker") == [(1, 7, None, 1, "1.50", None, None, None)]
+    assert query(postgres_url, "SELECT * FROM candle") == [(1, 60, 0, "1", "2", "3", "4", "5", 1, 7, 1)]
 
 
 def test_what_is_promised_is_in_force_whatever_the_server_says(postgres_url: str) -> None:
