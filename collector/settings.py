@@ -8,6 +8,7 @@ nothing that prints settings can print them.
 import re
 import socket
 from collections.abc import Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self, get_args
 
@@ -338,6 +339,39 @@ class Metrics(Section):
     port: int = Field(9464, ge=0, le=65_535, description="The port; 0 takes any free one.")
 
 
+def _above_zero(text: str) -> str:
+    if not Decimal(text):
+        raise ValueError("a rate of 0; allowed: a decimal number above 0")
+    return text
+
+
+class ConversionRate(Section):
+    """What one of a currency costs in another."""
+
+    rate: Annotated[
+        str,
+        Field(
+            pattern=r"^[0-9]{1,20}(\.[0-9]{1,20})?$",
+            json_schema_extra={"what": "a rate", "allowed": "a decimal number above 0, in quotes, so that it is exact"},
+        ),
+        AfterValidator(_above_zero),
+    ] = Field(description="The price, in quotes, so that it is exact.")
+    source: str = Field(min_length=1, max_length=200, description="Where it is from; shown wherever it is used.")
+
+
+class Live(Section):
+    """The latest of every feed, and the comparison of prices across exchanges."""
+
+    stale_s: float = Field(
+        60, ge=1, le=86_400, description="What was neither received nor confirmed for so many seconds is not compared."
+    )
+    rates: dict[Market, ConversionRate] = Field(
+        default_factory=dict,
+        description="Rates at which prices in another currency are compared: "
+        '`{USDT-KRW: {rate: "1400", source: set by hand}}` brings prices in USDT into KRW.',
+    )
+
+
 class Limits(Section):
     """What keeps side tables and waits from growing."""
 
@@ -386,6 +420,7 @@ class Settings(Section):
     intake: Intake = Field(default_factory=Intake, description="What waits in memory for the database.")
     log: Log = Field(default_factory=Log, description="The log files.")
     metrics: Metrics = Field(default_factory=Metrics, description="Metrics and health over HTTP.")
+    live: Live = Field(default_factory=Live, description="Prices across exchanges.")
     limits: Limits = Field(default_factory=Limits, description="What keeps side tables and waits from growing.")
 
     _sources: dict[str, tuple[object, str]] = PrivateAttr(default_factory=dict)

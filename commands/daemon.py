@@ -6,6 +6,7 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ from prometheus_client import CollectorRegistry
 
 import collector
 from collector import log as logs
+from collector.aggregate import Prices, Rate
 from collector.budget import Budget
 from collector.clock import Clock
 from collector.config import Settings
 from collector.errors import ConfigError, StorageError
 from collector.intake import Intake
+from collector.live import LiveView
 from collector.metrics import Metrics
 from collector.rates import Growth, Rates
 from collector.records import Delivery, Event
@@ -28,6 +31,7 @@ from collector.times import show_time
 from collector.web import WebServer
 from collector.worker import Worker
 from commands.plan import Connection, feeds, planned, steps
+from commands.prices import prices_json
 from commands.reload import Reloader, applicable, changed, needs_restart
 from commands.screen import err
 from controllers.base import Controller, Setup
@@ -88,6 +92,9 @@ class Daemon:
             self._release()
             raise
         self.log = logs.get("COLLECTOR")
+        self.live = LiveView(clock, logs.get("LIVE"))
+        self.intake.tap = self.live.take
+        self.prices = self._prices(settings)
         for cut in spool.cuts if spool is not None else ():
             self.log.warning("spool_cut", segment=cut.segment, offset=cut.offset, bytes=cut.size)
         self._database_bytes = 0
@@ -135,6 +142,7 @@ class Daemon:
             status=self.status,
             healthy=self.supervisor.healthy,
             ready=self.ready,
+            prices=lambda market, depth: prices_json(self.prices, market, depth),
         )
         self._rates = Rates(clock)
 
@@ -163,6 +171,7 @@ class Daemon:
         self.web.stop()
         self._silence_keeper.stop()  # it saves what the sources learned, which have stopped by now
         self._silence_keeper.join(self.supervisor.stop_timeout_s)
+        self.live.close()
         self.logs.stop()
         try:
             if self.writer.state == "stopped":  # in order: nothing it had in hand is missing
@@ -203,6 +212,7 @@ class Daemon:
             if connection.exchange in self._budgets:
                 connection.cls.set_rates(connection.options, *self._budgets[connection.exchange])
         self._keeper = make_keeper(self.store, self.clock, **_kept(settings))
+        self.prices = self._prices(settings)
         self.supervisor.apply(
             [Change(tuple(running[one] for one in step.old), tuple(map(self._part, step.new))) for step in todo]
         )
@@ -231,15 +241,28 @@ class Daemon:
             keys=(keys[0].get_secret_value(), keys[1].get_secret_value()) if keys else None,
             silences=self._silences,
         )
-        return Part(
-            lambda generation: cls(connection.markets, setup, generation=generation), connection.exchange, connection
-        )
+
+        def make(generation: int) -> Controller:
+            controller = cls(connection.markets, setup, generation=generation)
+            for feed in _heard(controller):
+                self.live.expect(feed.key)
+            return controller
+
+        return Part(make, connection.exchange, connection)
 
     def _gone(self, worker: Worker) -> None:
         recorded = [feed.key for other in self.supervisor.workers for feed in _heard(other)]
         for feed in _heard(worker):
             if feed.key not in recorded:
                 self.metrics.forget(feed.key)
+                self.live.forget(feed.key)
+
+    def _prices(self, settings: Settings) -> Prices:
+        rates = []
+        for pair, given in settings.live.rates.items():
+            base, _, quote = pair.partition("-")
+            rates.append(Rate(base, quote, Decimal(given.rate), given.source))
+        return Prices(self.live, rates=rates, stale_s=settings.live.stale_s)
 
     # --- what others see --------------------------------------------------------------------------------------------
 
@@ -313,6 +336,13 @@ class Daemon:
                 "days_left": round(free / per_day, 1) if per_day and free is not None else None,
             },
             "spool": self._spool_state(),
+            "live": {
+                "stale_s": self.prices.stale_s,
+                "rates": [{**rate._asdict(), "rate": f"{rate.rate:f}"} for rate in self.prices.rates],
+                "callbacks": len(self.live.subscriptions),
+                "dropped": self.live.dropped,
+                "errors": self.live.errors,
+            },
             "log_lines_dropped": self.logs.dropped,
         }
 
@@ -334,6 +364,7 @@ class Daemon:
             self.metrics.wal_bytes.set(wal or 0)
             self._growth.sample(self._database_bytes)
             self.metrics.show_log_lines_dropped(self.logs.dropped)
+            self.metrics.show_live(dropped=self.live.dropped, errors=self.live.errors)
         return self._keeper.step(self.writer.log)
 
     def _sizes(self) -> tuple[int, int | None]:

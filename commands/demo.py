@@ -19,7 +19,7 @@ from commands.daemon import Daemon
 from commands.options import LanguageOption, MarketOption, market_names
 from commands.reading import print_coverage
 from commands.screen import out
-from commands.status import feeds_table
+from commands.status import live_view
 from storage.coverage import coverage as coverage_of
 from storage.reader import Reader
 
@@ -99,9 +99,9 @@ def _live_table(daemon: Daemon) -> Iterator[None]:
 
     def refresh(live: Live) -> None:
         while not done.wait(0.5) and not daemon.supervisor.stopping.is_set():
-            live.update(feeds_table(daemon.status()), refresh=True)
+            live.update(live_view(daemon.status()), refresh=True)
 
-    with Live(feeds_table(daemon.status()), console=out, auto_refresh=False) as live:
+    with Live(live_view(daemon.status()), console=out, auto_refresh=False) as live:
         thread = threading.Thread(target=refresh, args=(live,), name="table", daemon=True)
         thread.start()
         try:

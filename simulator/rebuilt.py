@@ -49,6 +49,7 @@ class Walk:
     sequence: int | None = None
     early: list[int] = field(default_factory=list)  # changes that came before the book they belong to
     rising: bool = True  # a message whose number is not above the last one is a repeat
+    begins: bool = False  # a complete book begins anew, whatever its number
     # Of a feed of tickers or candles, what was told last, by key: a ticker has none.
     said: dict[tuple[int, ...], tuple[object, ...]] = field(default_factory=dict)
 
@@ -56,7 +57,7 @@ class Walk:
         """Return one that can be tried out."""
         book = dict(self.book[0]), dict(self.book[1])
         early, said = list(self.early), dict(self.said)
-        return Walk(self.index, book, self.known, self.sequence, early, self.rising, said)
+        return Walk(self.index, book, self.known, self.sequence, early, self.rising, self.begins, said)
 
 
 class Stream:
@@ -73,7 +74,7 @@ class Stream:
         self.doubtful = {index for index, message in enumerate(messages) if message.at in lasts}
         self._part_of = {message.at: number for number, part in enumerate(parts) for message in part.messages}
         self.held: dict[int, bool] = {}
-        self.walk = Walk(rising=parts[0].exchange not in FALLING)
+        self.walk = Walk(rising=parts[0].exchange not in FALLING, begins=self.changes)
 
     def stands(self, time_us: int) -> bool:
         """Tell whether the client was subscribed at that time."""
@@ -154,7 +155,7 @@ def rebuild(stream: Stream, epoch: Epoch, ledger: SentLedger, answers: Sequence[
 
 
 def _joined(stream: Stream, answer: Sent, epoch: Epoch, first: Book, ledger: SentLedger) -> Walk | None:
-    """Return the stream from where it continues a book sent over REST that opens an epoch; None: it does not."""
+    """Return the stream from where it continues a book that was sent over REST and opens an epoch, if it does."""
     if answer.withheld or answer.what != "book" or answer.sequence is None:
         return None
     if answer.sequence != epoch.rows[0].sequence:
@@ -212,7 +213,7 @@ def _take(walk: Walk, stream: Stream, ledger: SentLedger, *, follow: bool) -> No
 
 def _is_repeat(walk: Walk, message: Sent) -> bool:
     # What does not rise where the exchange counts was there already.
-    if message.sequence is None or walk.sequence is None:
+    if message.sequence is None or walk.sequence is None or (walk.begins and message.what == "book"):
         return False
     return message.sequence <= walk.sequence if walk.rising else message.sequence == walk.sequence
 

@@ -712,3 +712,18 @@ def test_candles_are_heard_at_their_own_address(live: Callable[..., Live]) -> No
         found = [(c.open_us, c.open, c.high, c.low, c.close, c.volume, c.closed) for c in candles]
         rest = iter(wanted)
         assert all(one in rest for one in found)
+
+
+def test_a_recording_played_over_a_socket_gives_the_books_of_a_rebuild(live: Callable[..., Live], wire: Path) -> None:
+    streams = {house_form(name): frames for name, frames in books(wire).items()}
+    s = live("okx", recording=wire / "okx" / "cryptofeed_public_20220513.ndjson", speed=None)
+    s.start(Of2022, *streams)
+    control = len(streams) + 1  # acknowledgements, and the answer to the first ping
+    s.until(lambda: s.so_far("received") >= sum(map(len, streams.values())) + control, what="all frames")
+    s.stop()
+    for market, frames in streams.items():
+        (epoch,) = s.stored.of(market)
+        assert (epoch.verdict, epoch.reason, epoch.frames) == ("checksummed", "stop", len(frames))
+        *_, reference = rebuilt(frames)
+        assert tuple(numbers(side) for side in epoch.books[-1]) == reference.numbers()
+        s.check(market)

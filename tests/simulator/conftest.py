@@ -96,7 +96,7 @@ class Stage:
         return client
 
     def rest(self, exchange: str, path: str) -> str:
-        return self.simulator.endpoints[exchange]["rest"] + path
+        return str(self.simulator.endpoints[exchange]["rest"]) + path
 
     def ledger(self, **wanted: Any) -> list[dict[str, Any]]:
         """Read the ledger's lines that have these values; one that is just being written is left out."""

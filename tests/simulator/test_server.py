@@ -344,7 +344,7 @@ def test_endpoints_lead_to_the_venues_own_paths(stage: Start) -> None:
         "gopax": "/gopax",
         "binance": "/binance/stream",
     }
-    found = s.simulator.endpoints
+    found: dict[str, Any] = s.simulator.endpoints
     products = found["binance"].pop("products")
     assert found == {
         name: {"websocket": f"ws://127.0.0.1:{port}{path}", "rest": f"http://127.0.0.1:{port}/{name}"}
