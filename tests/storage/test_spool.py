@@ -181,6 +181,18 @@ def test_batches_come_out_in_order_through_many_segments_and_a_restart(tmp_path:
         assert not segments(tmp_path / "s")
 
 
+def test_frames_that_stand_there_twice_count_once(tmp_path: Path) -> None:
+    """Mutation: count every good frame of the newest segment in `_good_frames`."""
+    fill(tmp_path, range(1, 4))
+    (newest,) = segments(tmp_path)
+    (at, size), *_ = frames_of(newest)[2:]
+    data = newest.read_bytes()
+    newest.write_bytes(data + data[at : at + size])
+    with opened(tmp_path) as spool:
+        assert numbers(drained(spool)) == [1, 2, 3]
+        assert (spool.empty, spool.waiting, spool.frames) == (True, {}, 0)
+
+
 def test_appending_goes_on_while_it_is_drained(tmp_path: Path) -> None:
     random, taken, put = Random(1), [], 0
     with opened(tmp_path / "s", **SMALL) as spool:
