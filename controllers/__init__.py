@@ -32,6 +32,7 @@ _SHARED = frozenset(
         "stream_feed",
         "tcp",
         "websocket",
+        "window",
     }
 )
 

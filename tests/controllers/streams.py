@@ -37,7 +37,7 @@ def polled(controller: Any, channel: str, answer: Any, market: str = "BTC-KRW") 
 
 
 def hold_to_any_streams(cls: type[Controller], exchange: str) -> None:
-    """Check the property: whatever comes on any channel, every frame ends in one outcome and none finds a bug of ours."""
+    """Check the property: whatever comes on any channel, every frame ends in one outcome and finds no bug of ours."""
     pytest.importorskip("hypothesis", reason="property tests need requirements-dev.txt")
     from hypothesis import given
     from hypothesis import strategies as st
