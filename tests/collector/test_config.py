@@ -4,22 +4,52 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, get_args
 
 import pytest
 import yaml
 
 from collector.config import Settings, describe, json_schema, load
 from collector.errors import ConfigError
-from collector.settings import PATH_VARIABLES, SECRET_VARIABLES, MarketChoice
+from collector.records import CHANNELS
+from collector.settings import (
+    PATH_VARIABLES,
+    SECRET_VARIABLES,
+    Channel,
+    Known,
+    MarketChoice,
+    is_pattern,
+    matches,
+    resolved,
+)
 from tests.conftest import ROOT
 
-KNOWN = {
-    "bithumb": {"rest", "websocket"},
-    "coinone": {"websocket"},
-    "gopax": {"websocket"},
-    "korbit": {"websocket"},
-    "upbit": {"websocket"},
+
+
+class Spot(NamedTuple):
+    """A way to record an exchange that has no contracts."""
+
+    transport: str = "websocket"
+    offers: tuple[str, ...] = ("orderbook", "trades", "ticker")
+
+    def carries(self, market: str, channel: str) -> bool:
+        return channel in self.offers and ":" not in market
+
+
+class Contracts(Spot):
+    """A way to record another that has nothing else."""
+
+    def carries(self, market: str, channel: str) -> bool:
+        return channel in self.offers and ":" in market
+
+
+CANDLES = Spot("rest", ("candles",))
+KNOWN: Known = {
+    "bithumb": {"rest": [Spot("rest", CHANNELS)], "websocket": [Spot()]},
+    "coinone": {"websocket": [Spot()], "rest": [CANDLES]},
+    "gopax": {"websocket": [Spot()]},
+    "korbit": {"websocket": [Spot()]},
+    "upbit": {"websocket": [Spot("websocket", CHANNELS)]},
 }
 BAD = Path(__file__).parent / "bad_config"
 SHIPPED = ROOT / "config" / "collector.yaml"
@@ -33,7 +63,7 @@ def read(
     env: Mapping[str, str] | None = None,
     dotenv: str | None = None,
     flags: Mapping[str, object] | None = None,
-    known: Mapping[str, set[str]] = KNOWN,
+    known: Known = KNOWN,
 ) -> Settings:
     file = folder / "c.yaml"
     file.write_text(text, encoding="utf-8")
@@ -150,7 +180,7 @@ def test_a_flag_for_one_endpoint_leaves_all_exchanges_on(tmp_path: Path) -> None
 
 
 def test_default_exchanges_are_those_the_program_has(tmp_path: Path) -> None:
-    assert list(read("exchanges:\n", tmp_path, known={"upbit": {"websocket"}, "kraken": set()}).exchanges) == ["upbit"]
+    assert list(read("exchanges:\n", tmp_path, known={"upbit": KNOWN["upbit"], "kraken": {}}).exchanges) == ["upbit"]
 
 
 def test_markets_of_an_exchange(tmp_path: Path) -> None:
@@ -274,6 +304,8 @@ def leaves(schema: dict[str, Any], section: dict[str, Any], place: str) -> Itera
         if name == "exchanges":
             exchange = schema["$defs"]["Exchange"]
             yield from leaves(schema, exchange, "exchanges.NAME.")
+        elif name == "products":  # holds what holds it
+            yield place + name, setting
         elif below:
             yield from leaves(schema, schema["$defs"][below["$ref"].rpartition("/")[2]], f"{place}{name}.")
         else:

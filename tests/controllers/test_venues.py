@@ -24,7 +24,7 @@ def test_every_module_that_is_no_machinery_is_an_exchange() -> None:
 
 
 def test_every_exchange_has_one_usual_transport() -> None:
-    assert known() == {name: {"websocket"} for name in NAMES} | {"bithumb": {"rest", "websocket"}}
+    assert {name: set(ways) for name, ways in known().items()} == {name: {"websocket"} for name in NAMES} | {"bithumb": {"rest", "websocket"}}
     for name in NAMES:
         usual = controller_class(name)
         assert usual.exchange == name
