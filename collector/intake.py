@@ -8,7 +8,7 @@ never while waiting.
 
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import count
 
 from collector.records import Delivery
@@ -30,6 +30,7 @@ class Intake:
         self.epochs: Iterator[int] = count(1)
         self.renewals = 0  # how often records were lost after they had been taken, and why the last time
         self.renewed_for = ""
+        self.tap: Callable[[Delivery], None] | None = None  # hears what was taken, in the thread that put it
 
     def put(self, delivery: Delivery, *, force: bool = False) -> bool:
         """Hand a delivery over; False means it was refused because the intake is full, and nothing of it was kept."""
@@ -46,6 +47,8 @@ class Intake:
             enough = self._waiting_records >= self._wake_records
         if enough:
             self._ready.set()
+        if self.tap is not None:
+            self.tap(delivery)
         return True
 
     def wait(self, timeout_s: float) -> None:

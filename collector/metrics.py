@@ -108,6 +108,10 @@ class Metrics:
         self.database_bytes = gauge("database_bytes", "Size of the database file")
         self.wal_bytes = gauge("wal_bytes", "Size of the write-ahead log beside it")
 
+        self.live_dropped = counter("live_dropped_total", "Updates that callbacks of the live view were too slow for")
+        self.live_errors = counter("live_errors_total", "Times that callbacks of the live view raised")
+        self._live_told = (0, 0)
+
         self.workers = gauge("workers", "Workers, by state", ("state",))
         self._states: frozenset[str] = frozenset()
         self._lines_dropped = 0
@@ -218,6 +222,12 @@ class Metrics:
         """Show how many log lines could not be written since the start."""
         self.log_lines_dropped.inc(total - self._lines_dropped)
         self._lines_dropped = total
+
+    def show_live(self, *, dropped: int, errors: int) -> None:
+        """Show how many updates callbacks were too slow for since the start, and how often they raised."""
+        told, self._live_told = self._live_told, (dropped, errors)
+        self.live_dropped.inc(dropped - told[0])
+        self.live_errors.inc(errors - told[1])
 
     def show_workers(self, states: Mapping[str, int]) -> None:
         """Show how many workers are in each state; states that are not named stand at nought."""

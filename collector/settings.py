@@ -8,6 +8,7 @@ nothing that prints settings can print them.
 import re
 import socket
 from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Protocol, Self, get_args
 
@@ -45,11 +46,10 @@ MARKETS_PATTERN = (
     rf"^({ALL}|[A-Z0-9*]{{1,24}}-([A-Z0-9]{{2,12}}|{_STARRED})"
     rf"(:([A-Z0-9]{{2,24}}|{_STARRED})(-([0-9]{{6}}|[0-9]*\*[0-9*]*)(-[0-9.*]{{1,16}}-[CP*])?)?)?)$"
 )
-_MARKETS = {
-    "what": "a market",
-    "allowed": "SYMBOL-CURRENCY in upper case, of contracts SYMBOL-CURRENCY:SETTLE, * for any letters, or all",
-}
-Market = Annotated[str, Field(pattern=MARKETS_PATTERN, json_schema_extra={**_MARKETS})]
+_MARKET = "SYMBOL-CURRENCY in upper case, of contracts SYMBOL-CURRENCY:SETTLE"
+_MARKETS = {"what": "a market", "allowed": f"{_MARKET}, * for any letters, or {ALL}"}
+Market = Annotated[str, Field(pattern=MARKET_PATTERN, json_schema_extra={"what": "a market", "allowed": _MARKET})]
+Markets = Annotated[str, Field(pattern=MARKETS_PATTERN, json_schema_extra={**_MARKETS})]
 
 
 def is_pattern(entry: str) -> bool:
@@ -235,7 +235,7 @@ def _with_options(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 MarketEntry = Annotated[
-    dict[Market, MarketOptions],
+    dict[Markets, MarketOptions],
     Field(min_length=1, max_length=1),
     BeforeValidator(_one_market),
     WithJsonSchema(
@@ -400,6 +400,39 @@ class Metrics(Section):
     port: int = Field(9464, ge=0, le=65_535, description="The port; 0 takes any free one.")
 
 
+def _above_zero(text: str) -> str:
+    if not Decimal(text):
+        raise ValueError("a rate of 0; allowed: a decimal number above 0")
+    return text
+
+
+class ConversionRate(Section):
+    """What one of a currency costs in another."""
+
+    rate: Annotated[
+        str,
+        Field(
+            pattern=r"^[0-9]{1,20}(\.[0-9]{1,20})?$",
+            json_schema_extra={"what": "a rate", "allowed": "a decimal number above 0, in quotes, so that it is exact"},
+        ),
+        AfterValidator(_above_zero),
+    ] = Field(description="The price, in quotes, so that it is exact.")
+    source: str = Field(min_length=1, max_length=200, description="Where it is from; shown wherever it is used.")
+
+
+class Live(Section):
+    """The latest of every feed, and the comparison of prices across exchanges."""
+
+    stale_s: float = Field(
+        60, ge=1, le=86_400, description="What was neither received nor confirmed for so many seconds is not compared."
+    )
+    rates: dict[Market, ConversionRate] = Field(
+        default_factory=dict,
+        description="Rates at which prices in another currency are compared: "
+        '`{USDT-KRW: {rate: "1400", source: set by hand}}` brings prices in USDT into KRW.',
+    )
+
+
 class Limits(Section):
     """What keeps side tables and waits from growing."""
 
@@ -436,7 +469,7 @@ class Settings(Section):
         json_schema_extra={"what": "such a name", "allowed": "1 to 64 letters, digits, dots, dashes, underscores"},
     )
     language: Literal["ko", "en"] = Field("ko", description="The language of the log.")
-    markets: Annotated[list[Market], BeforeValidator(_all_markets)] = Field(
+    markets: Annotated[list[Markets], BeforeValidator(_all_markets)] = Field(
         ["BTC-KRW"],
         min_length=1,
         description="Markets recorded at every exchange that does not name its own: names, patterns such as `*-KRW`, "
@@ -457,6 +490,7 @@ class Settings(Section):
     intake: Intake = Field(default_factory=Intake, description="What waits in memory for the database.")
     log: Log = Field(default_factory=Log, description="The log files.")
     metrics: Metrics = Field(default_factory=Metrics, description="Metrics and health over HTTP.")
+    live: Live = Field(default_factory=Live, description="Prices across exchanges.")
     limits: Limits = Field(default_factory=Limits, description="What keeps side tables and waits from growing.")
 
     _sources: dict[str, tuple[object, str]] = PrivateAttr(default_factory=dict)

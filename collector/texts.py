@@ -60,6 +60,8 @@ TEXTS: dict[str, tuple[str, str]] = {
     ),
     "clock_step": ("시스템 시계가 바뀌어 새 구간 시작", "the clock of this machine was set, a new epoch starts"),
     "no_space": ("저장 대기 공간 부족으로 데이터 누락", "no room left for waiting data, data is dropped"),
+    "live_callback": ("구독 콜백에서 예외: {error}", "a subscribed callback raised: {error}"),
+    "live_failed": ("실시간 조회 갱신 중 예외: {error}", "exception in the live view: {error}"),
     # why an epoch ended
     "epoch_disconnect": ("구간 종료: 연결 끊김", "epoch ended: disconnected"),
     "epoch_stale": ("구간 종료: 수신 없음", "epoch ended: nothing was heard"),

@@ -1,4 +1,4 @@
-"""The daemon's window: `/metrics`, `/healthz`, `/readyz` and `/status.json` over plain HTTP.
+"""The daemon's window: `/metrics`, `/healthz`, `/readyz`, `/status.json` and `/prices.json` over plain HTTP.
 
 It only shows what the functions handed in return. A port that is taken is no reason to stop collecting, so `start` says
 so instead of raising. Every request has a thread of its own and every number a limit: a client that dawdles is timed
@@ -15,6 +15,7 @@ from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any, NamedTuple
+from urllib.parse import parse_qs
 
 import orjson
 from prometheus_client import CollectorRegistry, generate_latest
@@ -24,6 +25,7 @@ Verdict = Callable[[], tuple[bool, str]]
 
 CLIENT_TIMEOUT_S = 10.0
 CONNECTIONS_MAX = 32
+DEPTH = 20  # levels a side, unless asked for otherwise
 
 _INDEX = b"""The collector.
 
@@ -31,15 +33,16 @@ _INDEX = b"""The collector.
 /healthz      200 while the daemon works
 /readyz       200 while commits succeed and feeds are live
 /status.json  what every feed, the intake and the store are doing
+/prices.json  prices of one market at all exchanges: ?market=BTC-KRW&depth=20
 """
 
 
 class WebServer:
     """Serves the daemon's state on *host*:*port* (port 0: any free one) from a thread named `web`.
 
-    *status* returns what `/status.json` shows. *healthy* and *ready* return whether `/healthz` and `/readyz` answer 200
-    (else 503), and why, in one line. They are called from several threads and should return at once. What they raise is
-    answered with 500 and handed to *on_error*.
+    *status* returns what `/status.json` shows, *prices* what `/prices.json` shows of a market and a depth. *healthy*
+    and *ready* return whether `/healthz` and `/readyz` answer 200 (else 503), and why, in one line. They are called
+    from several threads and should return at once. What they raise is answered with 500 and handed to *on_error*.
     """
 
     def __init__(
@@ -51,12 +54,14 @@ class WebServer:
         status: Callable[[], dict[str, Any]],
         healthy: Verdict,
         ready: Verdict,
+        prices: Callable[[str, int], dict[str, Any]] | None = None,
         on_error: Callable[[Exception], None] = lambda error: None,
     ) -> None:
         self.registry = registry
         self.status = status
         self.healthy = healthy
         self.ready = ready
+        self.prices = prices
         self.on_error = on_error
         self.error = ""  # why `start` returned False
         self._address = (host, port)
@@ -152,7 +157,15 @@ class _Handler(BaseHTTPRequestHandler):
             "/readyz": lambda: _verdict(web.ready),
             "/status.json": lambda: _Page(_line(web.status())),
         }
-        make_page = pages.get(self.path.partition("?")[0])
+        path, _, query = self.path.partition("?")
+        if path == "/prices.json" and web.prices is not None:
+            asked = _asked(query)
+            if asked is None:
+                self.send_error(HTTPStatus.BAD_REQUEST, "allowed: /prices.json?market=BTC-KRW&depth=20")
+                return
+            prices = web.prices
+            pages[path] = lambda: _Page(_line(prices(*asked)))
+        make_page = pages.get(path)
         if make_page is None:
             self.send_error(HTTPStatus.NOT_FOUND)
             return
@@ -192,6 +205,13 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
+
+
+def _asked(query: str) -> tuple[str, int] | None:
+    """Return market and depth of a question for prices, None where it is not one."""
+    asked = {name: values[0] for name, values in parse_qs(query).items()}
+    market, depth = asked.pop("market", ""), asked.pop("depth", str(DEPTH))
+    return None if asked or not market or not depth.isascii() or not depth.isdigit() else (market, int(depth[:6]))
 
 
 def _verdict(verdict: Verdict) -> _Page:

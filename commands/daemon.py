@@ -6,6 +6,7 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ from prometheus_client import CollectorRegistry
 
 import collector
 from collector import log as logs
+from collector.aggregate import Prices, Rate
 from collector.clock import Clock
 from collector.config import Settings
 from collector.errors import ConfigError, StorageError
 from collector.intake import Intake
+from collector.live import LiveView
 from collector.metrics import Metrics
 from collector.rates import Growth, Rates
 from collector.records import ORDERBOOK, Delivery, Event
@@ -29,6 +32,7 @@ from collector.worker import Worker
 from commands.budgets import Budgets
 from commands.listings import Listings, ListingWorker
 from commands.plan import Connection, Step, feeds, left_out, planned, steps
+from commands.prices import prices_json
 from commands.reload import Reloader, applicable, changed, needs_restart
 from commands.screen import err
 from controllers.base import Controller, Setup
@@ -90,6 +94,9 @@ class Daemon:
             self._release()
             raise
         self.log = logs.get("COLLECTOR")
+        self.live = LiveView(clock, logs.get("LIVE"))
+        self.intake.tap = self.live.take
+        self.prices = self._prices(settings)
         for cut in spool.cuts if spool is not None else ():
             self.log.warning("spool_cut", segment=cut.segment, offset=cut.offset, bytes=cut.size)
         self._database_bytes = 0
@@ -146,6 +153,7 @@ class Daemon:
             status=self.status,
             healthy=self.supervisor.healthy,
             ready=self.ready,
+            prices=lambda market, depth: prices_json(self.prices, market, depth),
         )
         self._rates = Rates(clock)
 
@@ -175,6 +183,7 @@ class Daemon:
         self.web.stop()
         self._silence_keeper.stop()  # it saves what the sources learned, which have stopped by now
         self._silence_keeper.join(self.supervisor.stop_timeout_s)
+        self.live.close()
         self.logs.stop()
         try:
             if self.writer.state == "stopped":  # in order: nothing it had in hand is missing
@@ -211,6 +220,7 @@ class Daemon:
         for connection in plan:
             self._budgets.set_rates(connection.cls, connection.options)
         self._keeper = make_keeper(self.store, self.clock, **_kept(settings))
+        self.prices = self._prices(settings)
         self._carry_out(plan, todo)
         self._tell_what_is_left_out()
         for name in refused:
@@ -269,15 +279,28 @@ class Daemon:
             channels=connection.channels,
             silences=self._silences,
         )
-        return Part(
-            lambda generation: cls(connection.markets, setup, generation=generation), connection.exchange, connection
-        )
+
+        def make(generation: int) -> Controller:
+            controller = cls(connection.markets, setup, generation=generation)
+            for feed in _heard(controller):
+                self.live.expect(feed.key)
+            return controller
+
+        return Part(make, connection.exchange, connection)
 
     def _gone(self, worker: Worker) -> None:
         recorded = [feed.key for other in self.supervisor.workers for feed in _heard(other)]
         for feed in _heard(worker):
             if feed.key not in recorded:
                 self.metrics.forget(feed.key)
+                self.live.forget(feed.key)
+
+    def _prices(self, settings: Settings) -> Prices:
+        rates = []
+        for pair, given in settings.live.rates.items():
+            base, _, quote = pair.partition("-")
+            rates.append(Rate(base, quote, Decimal(given.rate), given.source))
+        return Prices(self.live, rates=rates, stale_s=settings.live.stale_s)
 
     # --- what others see --------------------------------------------------------------------------------------------
 
@@ -354,6 +377,13 @@ class Daemon:
                 "days_left": round(free / per_day, 1) if per_day and free is not None else None,
             },
             "spool": self._spool_state(),
+            "live": {
+                "stale_s": self.prices.stale_s,
+                "rates": [{**rate._asdict(), "rate": f"{rate.rate:f}"} for rate in self.prices.rates],
+                "callbacks": len(self.live.subscriptions),
+                "dropped": self.live.dropped,
+                "errors": self.live.errors,
+            },
             "log_lines_dropped": self.logs.dropped,
         }
 
@@ -375,6 +405,7 @@ class Daemon:
             self.metrics.wal_bytes.set(wal or 0)
             self._growth.sample(self._database_bytes)
             self.metrics.show_log_lines_dropped(self.logs.dropped)
+            self.metrics.show_live(dropped=self.live.dropped, errors=self.live.errors)
         return self._keeper.step(self.writer.log)
 
     def _sizes(self) -> tuple[int, int | None]:

@@ -14,11 +14,12 @@ from rich.live import Live
 
 import controllers
 from collector.config import Settings, load
+from collector.settings import DEFAULT_EXCHANGES
 from commands.daemon import Daemon
 from commands.options import LanguageOption, MarketOption, market_names
 from commands.reading import print_coverage
 from commands.screen import out
-from commands.status import feeds_table
+from commands.status import live_view
 from storage.coverage import coverage as coverage_of
 from storage.reader import Reader
 
@@ -38,7 +39,7 @@ def demo(
     markets = market_names(market) or ("BTC-KRW", "ETH-KRW")
     if db is None:
         db = Path("data") / f"demo-{time.strftime('%Y%m%d-%H%M%S')}.sqlite"
-    names = [name for name in controllers.venues() if name in venues()]
+    names = [name for name in DEFAULT_EXCHANGES if name in venues()]
     with (
         tempfile.TemporaryDirectory(prefix="collector-demo-") as folder,
         Simulator(names, markets, seed=seed) as simulator,
@@ -98,9 +99,9 @@ def _live_table(daemon: Daemon) -> Iterator[None]:
 
     def refresh(live: Live) -> None:
         while not done.wait(0.5) and not daemon.supervisor.stopping.is_set():
-            live.update(feeds_table(daemon.status()), refresh=True)
+            live.update(live_view(daemon.status()), refresh=True)
 
-    with Live(feeds_table(daemon.status()), console=out, auto_refresh=False) as live:
+    with Live(live_view(daemon.status()), console=out, auto_refresh=False) as live:
         thread = threading.Thread(target=refresh, args=(live,), name="table", daemon=True)
         thread.start()
         try:

@@ -8,12 +8,15 @@ from typing import Annotated, Any
 import orjson
 import requests
 import typer
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from collector.errors import CollectorError
+from collector.records import ORDERBOOK
 from collector.times import show_duration
+from commands.prices import book_table, comparisons, prices_tables
 from commands.screen import out, show_bytes
 
 
@@ -21,26 +24,48 @@ def status(
     context: typer.Context,
     json: Annotated[bool, typer.Option("--json", help="Print what the daemon says, unchanged.")] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Refresh every second until Ctrl-C.")] = False,
+    market: Annotated[
+        str, typer.Option(help="Show the prices of one market at all exchanges instead, and its books as one.")
+    ] = "",
+    depth: Annotated[int, typer.Option(min=1, max=1000, help="Levels a side of that book.")] = 10,
 ) -> None:
-    """Show what a running collector does: feeds, rates, lag, gaps, growth, days of disk left."""
+    """Show what a running collector does: feeds, rates, lag, gaps, growth, days of disk left; compare prices."""
     settings = context.obj()
-    url = f"http://{settings.metrics.host}:{settings.metrics.port}/status.json"
+    base = f"http://{settings.metrics.host}:{settings.metrics.port}"
+    url, asked = (f"{base}/prices.json", {"market": market, "depth": depth}) if market else (f"{base}/status.json", {})
     if json:
-        sys.stdout.buffer.write(_fetch_status(url) + b"\n")
+        sys.stdout.buffer.write(_fetch_status(url, asked) + b"\n")
         return
     if not watch:
-        _print_status(orjson.loads(_fetch_status(url)))
+        state = orjson.loads(_fetch_status(url, asked))
+        if market:
+            out.print(_market(state), highlight=False)
+        else:
+            _print_status(state)
         return
+    show = _market if market else live_view
     with contextlib.suppress(KeyboardInterrupt), Live(console=out, auto_refresh=False) as live:
         pause = threading.Event()
         while True:
-            live.update(feeds_table(orjson.loads(_fetch_status(url))), refresh=True)
+            live.update(show(orjson.loads(_fetch_status(url, asked))), refresh=True)
             pause.wait(1.0)
 
 
-def _fetch_status(url: str) -> bytes:
+def live_view(state: dict[str, Any]) -> RenderableType:
+    """Return the feeds of `/status.json`, and below them the prices of what several exchanges trade."""
+    found = comparisons(state)
+    return Group(feeds_table(state), "", prices_tables(found)) if found else feeds_table(state)
+
+
+def _market(found: dict[str, Any]) -> RenderableType:
+    if not found["venues"] and not found["left_out"]:
+        raise CollectorError(f"no exchange is recorded with {found['market']}; `status` shows the markets that are")
+    return Group(prices_tables([found]), book_table(found))
+
+
+def _fetch_status(url: str, asked: dict[str, Any]) -> bytes:
     try:
-        response = requests.get(url, timeout=5)
+        response = requests.get(url, params=asked, timeout=5)
         response.raise_for_status()
     except requests.RequestException:
         raise CollectorError(
@@ -52,7 +77,7 @@ def _fetch_status(url: str) -> bytes:
 
 def _print_status(state: dict[str, Any]) -> None:
     store = state["store"]
-    out.print(feeds_table(state))
+    out.print(live_view(state))
     rows = {
         "collector": f"{state['collector_id']} {state['version']}, pid {state['pid']}",
         "up": show_duration(state["uptime_s"]),
@@ -119,7 +144,8 @@ def feeds_table(state: dict[str, Any]) -> Table:
         + (f", spool {show_bytes(state['spool']['bytes'])}" if state["spool"]["batches"] else ""),
     )
     table.caption_justify = "left"
-    for name in ("exchange", "market", "over", "state"):
+    others = any(feed["channel"] != ORDERBOOK for feed in state["feeds"])
+    for name in ("exchange", "market", *(("channel",) if others else ()), "over", "state"):
         table.add_column(name, no_wrap=True)
     for name in ("frames", "per s", "bid", "ask", "lag", "gaps"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -129,6 +155,7 @@ def feeds_table(state: dict[str, Any]) -> Table:
         table.add_row(
             feed["exchange"],
             feed["market"],
+            *((feed["channel"],) if others else ()),
             {"websocket": "socket", "rest": "poll"}[feed["transport"]],
             text,
             str(feed["frames"]),

@@ -61,8 +61,12 @@ class Side:
             self._put(price, size, changes)
         return changes
 
-    def apply(self, entries: Mapping[Number, Number]) -> Changes:
-        """Take single levels, size nought removing one, and return those that changed anything."""
+    def apply(self, entries: Mapping[Number, Number], *, keep: int | None = None, highest: bool = False) -> Changes:
+        """Take single levels, size nought removing one, and return those that changed anything.
+
+        `keep`: afterwards only the best so many levels stay, the `highest` prices or the lowest.
+        """
+        before = set(self._spelling.values()) if keep is not None else set()
         changes: Changes = []
         for price, size in entries.items():
             if price not in self.levels:
@@ -71,16 +75,15 @@ class Side:
                     self._put(known, size, changes)
                     continue
             self._put(price, size, changes)
-        return changes
+        if keep is None or len(self._order) <= keep:
+            return changes
+        gone = self._cut(keep, highest=highest)
+        return [level for level in changes if level[0] not in gone] + [(p, "0") for p in gone if p in before]
 
-    def cut(self, depth: int, *, highest: bool) -> Changes:
-        """Keep the best `depth` levels, the `highest` prices or the lowest; return those that are gone."""
-        beyond = len(self._order) - depth
-        if beyond <= 0:
-            return []
-        gone = set(self._order[:beyond] if highest else self._order[-beyond:])
-        prices = [price for price, number in self._numbers.items() if number in gone]
-        return [(self._remove(price), "0") for price in prices]
+    def _cut(self, keep: int, *, highest: bool) -> set[str]:
+        beyond = len(self._order) - keep
+        far = set(self._order[:beyond] if highest else self._order[-beyond:])
+        return {self._remove(price) for price in [p for p, number in self._numbers.items() if number in far]}
 
     def nearest(self, depth: int, *, highest: bool) -> dict[Decimal, Decimal]:
         """Return price to size of the best `depth` levels, the `highest` prices or the lowest."""

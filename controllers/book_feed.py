@@ -120,10 +120,11 @@ class HeardBook(HeardFeed):
             if self.sequence is None or not self._rules.follows(message, self.sequence, joining=self._joining):
                 raise BookBroken("sequence", f"change {_number(message)} does not follow {self.sequence}")
             self.sequence, self._joining = message.sequence, False
-        bids, asks = self.book.apply(message)
         if facts.cut_to_depth and facts.depth is not None:
-            bids += self.book.bids.cut(facts.depth, highest=True)
-            asks += self.book.asks.cut(facts.depth, highest=False)
+            bids = self.book.bids.apply(message.bids, keep=facts.depth, highest=True)
+            asks = self.book.asks.apply(message.asks, keep=facts.depth, highest=False)
+        else:
+            bids, asks = self.book.apply(message)
         self._verify(message)
         self._row(message, bids, asks, False, at_us, offset_us, records)
 

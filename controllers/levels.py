@@ -1,12 +1,16 @@
-"""Pieces that venue modules share to read books: sides made of tokens, times told by magnitude."""
+"""Pieces that venue modules share to read messages: sides made of tokens, times told by magnitude, ids of trades."""
 
 import functools
 from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime, timedelta
 from operator import attrgetter
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
+
+import msgspec
 
 from collector.errors import BadFrame
 from collector.numbers import Number, decoder, is_zero
+from collector.records import Candle
 
 Levels = dict[Number, Number]
 
@@ -16,6 +20,8 @@ decode_any = decoder(Any)
 
 _bid_price, _ask_price = attrgetter("bid_price"), attrgetter("ask_price")
 _ZEROS = frozenset((0, "0", "0.0"))
+_1970 = datetime(1970, 1, 1, tzinfo=UTC)
+MINUTE_US = 60_000_000
 
 
 def side(entries: Sequence[Any]) -> Levels:
@@ -66,6 +72,64 @@ def venue_us(value: object) -> int | None:
     if value < 10**11:
         return value * 1_000_000
     return value * 1000 if value < 10**14 else value
+
+
+def stated_us(value: object) -> int:
+    """Return a time as `venue_us` does, where a message must have one."""
+    time_us = venue_us(value)
+    if time_us is None:
+        raise BadFrame("a message without its time")
+    return time_us
+
+
+def utc_us(text: object) -> int:
+    """Return the microseconds of a written UTC time without offset, `2026-09-24T18:26:00`; raises `BadFrame`."""
+    try:
+        moment = datetime.fromisoformat(text)  # type: ignore[arg-type]
+        if moment.tzinfo is None:
+            return (moment.replace(tzinfo=UTC) - _1970) // timedelta(microseconds=1)
+    except (TypeError, ValueError):
+        pass
+    raise BadFrame(f"{text!r} is no UTC time")
+
+
+def minute_us(open_us: int) -> int:
+    """Return the beginning of a candle of one minute; raises `BadFrame` where no minute begins."""
+    if open_us % MINUTE_US:
+        raise BadFrame(f"a candle of one minute can't begin at {open_us}")
+    return open_us
+
+
+def in_order(candles: Iterable[Candle]) -> list[Candle]:
+    """Return the candles of one answer oldest first, closed wherever a later one stands there."""
+    ordered = sorted(candles, key=lambda candle: candle.open_us)
+    return [*(msgspec.structs.replace(candle, closed=True) for candle in ordered[:-1]), *ordered[-1:]]
+
+
+def trade_id(value: object) -> str:
+    """Return an exchange's number of a trade as text, exactly: many are beyond what a float holds.
+
+    Raises `BadFrame` for what is neither a whole number nor its digits.
+    """
+    if type(value) is int and 0 <= value < 10**30:
+        return str(value)
+    if type(value) is str and len(value) <= 30 and value.isascii() and value.isdigit():
+        return value
+    raise BadFrame(f"trade id was {value!r}")
+
+
+def taker(word: object) -> Literal["buy", "sell"]:
+    """Return the side of a taker whose own order is called `BID` (it buys) or `ASK` (it sells)."""
+    if word == "BID":
+        return "buy"
+    if word == "ASK":
+        return "sell"
+    raise BadFrame(f"ask_bid was {word!r}")
+
+
+def quoted(price: Any) -> Number | None:
+    """Return a price of a ticker; nought stands for none, and so does None."""
+    return None if price is None or is_zero(price) else price
 
 
 def swapped(market: str) -> str:

@@ -1,21 +1,38 @@
 """Bithumb as of 2026: Upbit's way of subscribing with habits of its own; REST errors come with status 200.
 
 Simulated: order books on the official socket (15 levels) and on `/v1/orderbook` (30 for one market, 15 for several),
-the old `/public/orderbook/BTC_KRW`, and the market list. Sizes have four places; a level may stand there with size 0,
-now and then as the best one; many books repeat the one before. How the venue refuses more than 150 calls a second is
-unverified: here with 429.
+the old `/public/orderbook/BTC_KRW`, trades and tickers over both, candles of one minute over REST, and the market list.
+Sizes have four places in books; a level may stand there with size 0, now and then as the best one; many books repeat
+the one before. A trade has another number over REST than on the socket; the time stamps of the REST ticker are nine
+hours ahead. How the venue refuses more than 150 calls a second is unverified: here with 429.
 """
 
+import re
 from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 from aiohttp import web
 
 from simulator.connection import Message, Subscription
-from simulator.markets import Book, Character, Level, plain, total, units
+from simulator.markets import Book, Character, Level, now_us, plain, total, units
 from simulator.recording import real
-from simulator.upbit import MISSING_PARAMETER, WRONG_FORMAT, BadRequest, Upbit, respelled
+from simulator.tape import KEPT, Trade
+from simulator.upbit import MISSING_PARAMETER, SIDES, WRONG_FORMAT, BadRequest, Upbit, moment, respelled, spelled
 from simulator.venue import Bucket, Reply, Timing, compact
+
+REST_TICKER_KEYS = (
+    "market", "trade_date", "trade_time", "trade_date_kst", "trade_time_kst", "trade_timestamp", "opening_price",
+    "high_price", "low_price", "trade_price", "prev_closing_price", "change", "change_price", "change_rate",
+    "signed_change_price", "signed_change_rate", "trade_volume", "acc_trade_price", "acc_trade_price_24h",
+    "acc_trade_volume", "acc_trade_volume_24h", "highest_52_week_price", "highest_52_week_date",
+    "lowest_52_week_price", "lowest_52_week_date", "timestamp",
+)  # fmt: skip
+REST_CANDLE_KEYS = (
+    "market", "candle_date_time_utc", "candle_date_time_kst", "opening_price", "high_price", "low_price",
+    "trade_price", "timestamp", "candle_acc_trade_price", "candle_acc_trade_volume", "unit",
+)  # fmt: skip
 
 
 class Bithumb(Upbit):
@@ -24,6 +41,16 @@ class Bithumb(Upbit):
     name = "bithumb"
     hosts = ("ws-api.bithumb.com",)
     depths = (1, 5, 15)
+    types = re.compile(r"orderbook|trade|ticker")
+    delisting = '""'
+    ticker_keys = (
+        "type", "code", "opening_price", "high_price", "low_price", "trade_price", "prev_closing_price", "change",
+        "change_price", "signed_change_price", "change_rate", "signed_change_rate", "trade_volume", "acc_trade_volume",
+        "acc_trade_volume_24h", "acc_trade_price", "acc_trade_price_24h", "trade_date", "trade_time",
+        "trade_timestamp", "ask_bid", "acc_ask_volume", "acc_bid_volume", "highest_52_week_price",
+        "highest_52_week_date", "lowest_52_week_price", "lowest_52_week_date", "market_state", "is_trading_suspended",
+        "delisting_date", "market_warning", "timestamp", "stream_type",
+    )  # fmt: skip
     character = Character(depth=30, spread_ticks=4, gap_ticks=5, volume_places=4, repeats=0.4)
     timing = Timing(idle_s=60, status_s=10, error_close_s=0.15, connects_per_s=10, rest_limits=True)
     # the snake-case spellings that the documentation shows are ignored
@@ -32,7 +59,7 @@ class Bithumb(Upbit):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.calls = {group: Bucket(150, 150) for group in ("orderbook", "other")}
+        self.calls = {group: Bucket(150, 150) for group in ("orderbook", "ticker", "trades", "candles", "other")}
         self._greeted = 0
 
     # -- socket
@@ -94,14 +121,47 @@ class Bithumb(Upbit):
                 return (book.bids, dusted) if asks_too else (dusted, book.asks)
         return book.bids, book.asks
 
+    def _spelling_of(self, s: Subscription) -> tuple[Any, Any]:
+        return str, str
+
+    def _trade(self, s: Subscription, trade: Trade, stream: str) -> Message:
+        """Spell a trade: its date and time are those of a clock in Korea."""
+        at, ms = moment(trade.time_us, 9), trade.time_us // 1000
+        number = 862_683_813_820_000_000 + int(trade.id) * 7919  # unique, and above 2^53
+        text = (
+            f'{{"type":"trade","code":"{s.code}","trade_price":{trade.price},"trade_volume":{trade.volume},'
+            f'"ask_bid":"{SIDES[trade.side]}","prev_closing_price":{trade.price},"change":"EVEN","change_price":0,'
+            f'"trade_date":"{at:%Y-%m-%d}","trade_time":"{at:%H:%M:%S}","trade_timestamp":{ms},'
+            f'"sequential_id":{number},"timestamp":{now_us() // 1000},"stream_type":"{stream}"}}'
+        )
+        if s.options["format"].startswith("SIMPLE"):
+            text = text.replace('"trade_date":', '"tdt":')
+        data = respelled(text, s.options["format"]).encode()
+        return Message(data, "trade", rows=(replace(trade, id=number, time_us=ms * 1000),))
+
+    def ticker_moment(self, at_us: int) -> datetime:
+        """Return what date and time a ticker of the socket shows: those of a clock in Korea."""
+        return moment(at_us, 9)
+
     # -- REST
 
     def rest(self, request: web.BaseRequest, path: str) -> Reply:
-        """Answer `/v1/orderbook`, `/v1/market/all` and the old `/public/orderbook/BTC_KRW`."""
+        """Answer the calls for books, trades, tickers, candles and markets, and the old `/public/orderbook/BTC_KRW`."""
         match path.split("/"):
             case ["v1", "orderbook"]:
                 codes = request.query.get("markets", "")
                 return self._limited("orderbook", codes.split(",")) or self._books(codes)
+            case ["v1", "trades", "ticks"]:
+                asked = request.query.get("market", "")
+                count = request.query.get("count", "1")
+                return self._limited("trades", [asked]) or self._rest_trades(asked, count)
+            case ["v1", "ticker"]:
+                codes = request.query.get("markets", "")
+                return self._limited("ticker", codes.split(",")) or self._rest_tickers(codes)
+            case ["v1", "candles", "minutes", "1"]:
+                asked = request.query.get("market", "")
+                count = request.query.get("count", "1")
+                return self._limited("candles", [asked]) or self._rest_candles(asked, count)
             case ["v1", "market", "all"]:
                 detailed = request.query.get("isDetails") == "true"
                 rows = [self.listing(market, detailed) for market in self.markets]
@@ -115,7 +175,8 @@ class Bithumb(Upbit):
         if not self.timing.rest_limits or self.calls[group].take():
             return None
         asked = tuple(market for code in codes if (market := self.house(code)))
-        return Reply('{"error":{"name":429,"message":"Too many requests"}}', 429, asked=asked)
+        channel = group if group in ("trades", "ticker", "candles") else "orderbook"
+        return Reply('{"error":{"name":429,"message":"Too many requests"}}', 429, asked=asked, channel=channel)
 
     def refusal(self, status: int, name: int | str, message: str) -> Reply:
         """Spell a REST error, which comes with status 200."""
@@ -149,6 +210,65 @@ class Bithumb(Upbit):
         stamp = book.time_us // 1000
         data = f'{{"market":"{self.native(market)}","timestamp":{stamp},{text}}}'
         return Message(data, "book", bids, asks, stamp * 1000)
+
+    def _rest_trades(self, code: str, count: str) -> Reply:
+        market = self.house(code)
+        if market is None or not count.isdigit() or not 1 <= int(count) <= 500:
+            return self._unserved(market)
+        trades = [
+            replace(trade, id=self.number(trade), time_us=trade.time_us // 1000 * 1000)
+            for trade in list(self.tapes[market].trades)[: -int(count) - 1 : -1]
+        ]
+        rows = (
+            f'{{"market":"{code}","trade_date_utc":"{moment(trade.time_us):%Y-%m-%d}",'
+            f'"trade_time_utc":"{moment(trade.time_us):%H:%M:%S}","timestamp":{trade.time_us // 1000},'
+            f'"trade_price":{trade.price},"trade_volume":{trade.volume},"prev_closing_price":{trade.price},'
+            f'"change_price":0,"ask_bid":"{SIDES[trade.side]}","sequential_id":{trade.id}}}'
+            for trade in trades
+        )
+        body = f"[{','.join(rows)}]"
+        return Reply(body, books={market: Message(body, "trade", rows=tuple(trades))}, channel="trades")
+
+    def _rest_tickers(self, codes: str) -> Reply:
+        found = [self.house(code) for code in codes.split(",")]
+        markets = [market for market in found if market is not None]
+        if not codes or len(markets) < len(found):
+            return self._unserved(None)
+        rows, books = [], {}
+        for market in markets:
+            ticker, last = self.tapes[market].ticker, self.tapes[market].trades[-1]
+            utc, korean = moment(last.time_us), moment(last.time_us, 9)
+            figures = self.ticker_figures(market, ticker, str, str)
+            ms = last.time_us // 1000
+            told = {
+                **figures, "market": f'"{self.native(market)}"', "trade_date": f'"{utc:%Y%m%d}"',
+                "trade_time": f'"{utc:%H%M%S}"', "trade_date_kst": f'"{korean:%Y%m%d}"',
+                "trade_time_kst": f'"{korean:%H%M%S}"', "trade_timestamp": ms + 9 * 3_600_000,
+                "timestamp": ms + 9 * 3_600_000,
+            }  # fmt: skip
+            rows.append(spelled(told, REST_TICKER_KEYS))
+            meant = replace(ticker, bid=None, ask=None, time_us=ms * 1000)
+            books[market] = Message("", "ticker", rows=(meant,))
+        return Reply(f"[{','.join(rows)}]", books=books, channel="ticker")
+
+    def _rest_candles(self, code: str, count: str) -> Reply:
+        market = self.house(code)
+        if market is None or not count.isdigit() or not 1 <= int(count) <= 200:
+            return self._unserved(market)
+        traded = [candle for candle in self.tapes[market].candles(KEPT) if candle.trades]
+        candles = [
+            replace(candle, closed=at > 0, time_us=(candle.time_us or 0) // 1000 * 1000)
+            for at, candle in enumerate(traded[: -int(count) - 1 : -1])
+        ]
+        rows = (
+            spelled({"market": f'"{code}"', "unit": 1, **self.candle_figures(candle, str, str)}, REST_CANDLE_KEYS)
+            for candle in candles
+        )
+        body = f"[{','.join(rows)}]"
+        return Reply(body, books={market: Message(body, "candle", rows=tuple(candles))}, channel="candles")
+
+    def _unserved(self, market: str | None) -> Reply:
+        return self.refusal(200, 404, "Code not found") if market is None else self.refusal(200, 400, MISSING_PARAMETER)
 
     def _old_book(self, pair: str, count: str) -> Reply:
         market = pair.replace("_", "-")

@@ -1,8 +1,10 @@
 """Coinone as of 2026: whole books of 16 levels, the asks worst first, numbers as strings, nonsense acknowledged first.
 
-Simulated: order books on the socket (`DEFAULT` and `SHORT`) and over REST, and the market list. Other channels are
-acknowledged and stay silent unless a recording holds them. What the venue does at the end of the 30 minutes without a
-PING is unverified: here the connection is cut.
+Simulated: order books on the socket (`DEFAULT` and `SHORT`) and over REST, trades and tickers on the socket, candles
+over REST, and the market list. Charts on the socket are acknowledged and stay silent unless a recording holds them, as
+do trades and tickers in `SHORT`, whose keys are unverified. Unverified as well: what comes first (here the ticker as it
+is, and no trade). What the venue does at the end of the 30 minutes without a PING is unverified: here the connection is
+cut.
 """
 
 import asyncio
@@ -10,6 +12,7 @@ import json
 import re
 import uuid
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from aiohttp import web
@@ -18,9 +21,11 @@ from simulator.connection import Connection, Message, Subscription
 from simulator.faults import damage
 from simulator.markets import Book, Character, Level, Market, Step, now_us
 from simulator.recording import Recorded, exact, real
+from simulator.tape import KEPT, News, Row, Ticker, Trade
 from simulator.venue import Bucket, Reply, Timing, Venue, compact
 
-CHANNELS = ("ORDERBOOK", "TRADE", "TICKER", "CHART")
+# What the collector calls them; charts are none of its channels.
+CHANNELS = {"ORDERBOOK": "orderbook", "TRADE": "trades", "TICKER": "ticker", "CHART": "chart"}
 NOT_FOUND_PAGE = "<!DOCTYPE html><html><head><title>Coinone</title></head><body></body></html>"
 
 
@@ -103,7 +108,7 @@ class Coinone(Venue):
 
     def _topic(self, c: Connection, kind: str, request: dict[str, Any]) -> None:
         channel, topic, spelling = request.get("channel"), request.get("topic"), request.get("format", "DEFAULT")
-        if channel not in CHANNELS:
+        if not isinstance(channel, str) or channel not in CHANNELS:
             self._error(c, 160011, "Invalid Type", "channel")
         elif spelling not in ("DEFAULT", "SHORT"):
             self._error(c, 160011, "Invalid Type", "format")
@@ -116,9 +121,10 @@ class Coinone(Venue):
             if market is None:
                 self._error(c, 160012, "Invalid Topic")
             elif kind == "SUBSCRIBE":
-                self.subscribed(c, [c.subscribe(channel.lower(), market, f"{quote}/{target}", {"format": spelling})])
+                code = f"{quote}/{target}"
+                self.subscribed(c, [c.subscribe(CHANNELS[channel], market, code, {"format": spelling})])
             else:
-                c.subscriptions.pop((channel.lower(), market), None)
+                c.subscriptions.pop((CHANNELS[channel], market), None)
 
     def _acknowledge(self, c: Connection, kind: str, channel: str, topic: dict[str, Any]) -> None:
         c.say(compact({"response_type": kind, "channel": channel, "data": topic}))
@@ -153,6 +159,42 @@ class Coinone(Venue):
     def _levels(self, levels: Any, keys: tuple[str, str]) -> str:
         return "[" + ",".join(f'{{"{keys[0]}":"{p}","{keys[1]}":"{v}"}}' for p, v in levels) + "]"
 
+    def news(self, s: Subscription, news: News) -> Sequence[Message]:
+        """Send tickers only with trades: quotes alone move none here."""
+        return super().news(s, news) if news.trades else []
+
+    def trade_frame(self, s: Subscription, trade: Trade) -> Message | None:
+        """Spell a trade by what its maker did."""
+        if s.options["format"] == "SHORT":
+            return None
+        quote, target = s.code.split("/")
+        ms = trade.time_us // 1000
+        number = f"{ms}{int(trade.id) % 1000:03d}"
+        told = {
+            "quote_currency": quote, "target_currency": target, "id": number, "timestamp": ms, "price": trade.price,
+            "qty": trade.volume, "is_seller_maker": trade.side == "buy",
+        }  # fmt: skip
+        data = compact({"response_type": "DATA", "channel": "TRADE", "data": told})
+        return Message(data, "trade", rows=(replace(trade, id=number, time_us=ms * 1000),))
+
+    def ticker_frame(self, s: Subscription, ticker: Ticker) -> Message | None:
+        """Spell a ticker."""
+        if s.options["format"] == "SHORT":
+            return None
+        quote, target = s.code.split("/")
+        ms = (ticker.time_us or 0) // 1000
+        told = {
+            "quote_currency": quote, "target_currency": target, "timestamp": ms, "quote_volume": ticker.turnover,
+            "target_volume": ticker.volume, "high": ticker.high, "low": ticker.low, "first": ticker.open,
+            "last": ticker.last, "volume_power": "0", "ask_best_price": ticker.ask, "ask_best_qty": ticker.ask_volume,
+            "bid_best_price": ticker.bid, "bid_best_qty": ticker.bid_volume, "id": f"{ms}001",
+            "yesterday_high": ticker.high, "yesterday_low": ticker.low, "yesterday_first": ticker.open,
+            "yesterday_last": ticker.open, "yesterday_quote_volume": ticker.turnover,
+            "yesterday_target_volume": ticker.volume,
+        }  # fmt: skip
+        data = compact({"response_type": "DATA", "channel": "TICKER", "data": told})
+        return Message(data, "ticker", rows=(replace(ticker, time_us=ms * 1000),))
+
     def spoil(self, what: str, text: str, market: str) -> str | bytes:
         """Turn a good frame into garbage; a foreign market differs in its target currency."""
         symbol, foreign = market.split("-")[0], self.foreign(market).split("-")[0]
@@ -164,7 +206,8 @@ class Coinone(Venue):
         frame = exact(data)
         if not isinstance(frame, dict) or frame.get("response_type", frame.get("r")) != "DATA":
             return None
-        channel = str(frame.get("channel", frame.get("c"))).lower()
+        spelled = str(frame.get("channel", frame.get("c")))
+        channel = CHANNELS.get(spelled, spelled.lower())
         content: dict[str, Any] = frame["data"] if "data" in frame else frame["d"]
         target, quote = (
             content.get("target_currency", content.get("tc")),
@@ -175,10 +218,25 @@ class Coinone(Venue):
         venue_us = None if stamp is None else int(stamp) * 1000
         sequence = int(number) if number and number.isdigit() else None
         if channel != "orderbook":
-            return Recorded(data, market, channel, channel, venue_us=venue_us, sequence=sequence)
+            rows = cls._recorded_rows(channel, content)
+            return Recorded(data, market, channel, spelled.lower(), venue_us=venue_us, sequence=sequence, rows=rows)
         asks = cls._recorded_side(content["asks"] if "asks" in content else content["a"])
         bids = cls._recorded_side(content["bids"] if "bids" in content else content["b"])
         return Recorded(data, market, channel, "book", bids, asks[::-1], venue_us, sequence)
+
+    @staticmethod
+    def _recorded_rows(channel: str, content: dict[str, Any]) -> tuple[Row, ...]:
+        """Tell what a recorded trade or ticker in long keys means."""
+        if "timestamp" not in content:
+            return ()
+        at_us = int(content["timestamp"]) * 1000
+        if channel == "trades":
+            side = "buy" if content["is_seller_maker"] else "sell"
+            return (Trade(content["id"], side, content["price"], content["qty"], at_us),)
+        if channel == "ticker":
+            best = content["bid_best_price"], content["ask_best_price"]
+            return (Ticker(content["last"], *best, content["target_volume"], at_us),)
+        return ()
 
     @staticmethod
     def _recorded_side(rows: list[dict[str, str]]) -> tuple[Level, ...]:
@@ -193,22 +251,27 @@ class Coinone(Venue):
     # -- REST
 
     def rest(self, request: web.BaseRequest, path: str) -> Reply:
-        """Answer `/public/v2/orderbook/KRW/BTC` and `/public/v2/markets/KRW`; other paths get a page, not an error."""
+        """Answer the calls for books, candles and markets; other paths get a page, not an error."""
         match path.split("/"):
             case ["public", "v2", "orderbook", quote, target]:
                 market = self.house(f"{quote}/{target}".upper())
                 asked = () if market is None else (market,)
                 return self._limited(asked) or self._book(market, request.query.get("size", "15"))
+            case ["public", "v2", "chart", quote, target]:
+                market = self.house(f"{quote}/{target}".upper())
+                asked = () if market is None else (market,)
+                limited = self._limited(asked, "candles")
+                return limited or self._chart(market, request.query.get("interval"), request.query.get("size", "200"))
             case ["public", "v2", "markets", quote]:
                 rows = [self._listing(m) for m in self.markets if m.endswith(f"-{quote.upper()}")]
                 return self._limited(()) or self._reply({"server_time": now_us() // 1000, "markets": rows})
             case _:
                 return Reply(NOT_FOUND_PAGE, content_type="text/html")
 
-    def _limited(self, asked: tuple[str, ...]) -> Reply | None:
+    def _limited(self, asked: tuple[str, ...], channel: str = "orderbook") -> Reply | None:
         if not self.timing.rest_limits or self.calls.take():
             return None
-        return self._refused("4", "Blocked user access", asked)
+        return replace(self._refused("4", "Blocked user access", asked), channel=channel)
 
     def _refused(self, code: str, message: str, asked: tuple[str, ...] = ()) -> Reply:
         body = {"result": "error", "error_code": code, "error_msg": message}
@@ -236,6 +299,27 @@ class Coinone(Venue):
         }
         meaning = Message("", "book", book.bids, book.asks, number // 1000 * 1000, number)
         return self._reply({**head, "order_book_unit": "0.0", **rows}, {market: meaning})
+
+    def _chart(self, market: str | None, interval: str | None, size: str) -> Reply:
+        """Answer with the newest candles first; a minute without trades has none."""
+        if market is None:
+            return self._refused("108", "Unknown CryptoCurrency")
+        if interval != "1m" or not size.isdigit() or not 1 <= int(size) <= 500:
+            return replace(self._refused("107", "Parameter value is wrong", (market,)), channel="candles")
+        traded = [candle for candle in self.tapes[market].candles(KEPT) if candle.trades]
+        candles = [
+            replace(candle, closed=at > 0, time_us=None) for at, candle in enumerate(traded[: -int(size) - 1 : -1])
+        ]
+        rows = [
+            {
+                "timestamp": candle.open_us // 1000, "open": candle.open, "high": candle.high, "low": candle.low,
+                "close": candle.close, "target_volume": candle.volume, "quote_volume": candle.turnover,
+            }
+            for candle in candles
+        ]  # fmt: skip
+        reply = self._reply({"is_last": len(traded) <= int(size), "chart": rows})
+        meaning = Message("", "candle", rows=tuple(candles))
+        return replace(reply, books={market: meaning}, channel="candles")
 
     def _listing(self, market: str) -> dict[str, Any]:
         symbol, currency = market.split("-")

@@ -12,18 +12,24 @@ from aiohttp import web
 from simulator.faults import Faults
 from simulator.ledger import Ledger
 from simulator.markets import Level
+from simulator.tape import Row
 
 if TYPE_CHECKING:
     from simulator.venue import Venue
 
 log = logging.getLogger(__name__)
 
+CHANNELS = ("orderbook", "trades", "ticker", "candles")
 OUTBOX_HIGH, OUTBOX_MAX = 64, 10_000  # messages waiting: when a fast sender pauses; when a slow client is cut
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A data frame (bytes go out as a binary frame, text as a text frame) and what it means, for the ledger."""
+    """A data frame (bytes go out as a binary frame, text as a text frame) and what it means, for the ledger.
+
+    `what` is `book` or `change` with levels, or `trade`, `ticker` or `candle` with `rows`: each of them as the frame
+    has it (a time that is sent in milliseconds is one of whole milliseconds here).
+    """
 
     data: str | bytes
     what: str = "book"
@@ -31,13 +37,16 @@ class Message:
     asks: tuple[Level, ...] = ()
     venue_us: int | None = None
     sequence: int | None = None
+    rows: tuple[Row, ...] = ()
 
     def meaning(self) -> dict[str, Any]:
-        """Spell the content as the ledger wants it: levels, or of garbage the very bytes."""
+        """Spell the content as the ledger wants it: levels, rows, or of garbage the very bytes."""
         content: dict[str, Any]
         if self.what == "garbage":
             data = self.data.encode() if isinstance(self.data, str) else self.data
             content = {"frame": base64.b64encode(data).decode()}
+        elif self.rows:
+            content = {"rows": [row.meaning() for row in self.rows]}
         else:
             content = {"bids": self.bids, "asks": self.asks}
         return {**content, "venue_us": self.venue_us, "sequence": self.sequence}
@@ -96,6 +105,10 @@ class Connection:
         self.subscriptions[channel, market] = subscription
         return subscription, True
 
+    def of_market(self, market: str) -> list[Subscription]:
+        """List the subscriptions of a market to the channels that every venue has under these names."""
+        return [s for channel in CHANNELS if (s := self.subscriptions.get((channel, market)))]
+
     def holds(self, subscription: Subscription) -> bool:
         """Tell whether a subscription still stands."""
         return self.subscriptions.get((subscription.channel, subscription.market)) is subscription
@@ -141,9 +154,10 @@ class Connection:
         """Decide the fate of one data message, write it down, then send it."""
         if not self.holds(subscription):
             return
-        where = self.venue.name, subscription.market
+        where = self.venue.name, subscription.market, subscription.channel
         late, subscription.late = subscription.late, None
-        if late is None and message.what == "book" and subscription.i and self._faults.take("late", *where):
+        overtaken = {"book": "late", "change": "swap"}.get(message.what)
+        if late is None and overtaken and subscription.i and self._faults.take(overtaken, *where):
             subscription.late = message
             return
         await self._pass(subscription, message)
@@ -151,14 +165,14 @@ class Connection:
             await self._pass(subscription, late)
 
     async def _pass(self, subscription: Subscription, message: Message) -> None:
-        where = self.venue.name, subscription.market
+        where = self.venue.name, subscription.market, subscription.channel
         if self._faults.take("forget", *where):
             subscription.forgotten = True
-        kept = self.half_open or subscription.forgotten or self._faults.withholding(*where)
+        kept = self.half_open or subscription.forgotten or self._faults.withholding(*where[:2])
         if kept or self._faults.take("swallow", *where):
             self.record(subscription, message, "withheld")
             return
-        if message.what == "book" and self._faults.take("corrupt_total", *where):
+        if message.what in self.venue.totalled and self._faults.take("corrupt_total", *where):
             message = replace(message, data=self.venue.corrupt_total(message.data))
         copies = 2 if message.what != "garbage" and self._faults.take("duplicate", *where) else 1
         for _ in range(copies):

@@ -19,15 +19,17 @@ LASTING: dict[str, set[str]] = {
 SINGLE: dict[str, set[str]] = {
     "garbage": {"what"},
     "corrupt_total": set(),
-    "duplicate": set(),
-    "late": set(),
-    "swallow": set(),
-    "forget": set(),
+    "duplicate": {"channel"},
+    "late": {"channel"},
+    "swap": {"channel"},
+    "swallow": {"channel"},
+    "forget": {"channel"},
     "early_change": set(),
 }
 AT_ONCE: dict[str, set[str]] = {
     "disconnect": {"code", "reason", "transport"},
     "half_open": {"transport"},
+    "leave": {"after_s"},
     "crossed": set(),
     "clear": {"what"},
 }
@@ -59,9 +61,9 @@ class Fault:
     until: float | None = None  # monotonic seconds
     times: int | None = None
 
-    def hits(self, exchange: str, market: str | None) -> bool:
-        """Tell whether this fault is meant for a message of that exchange and market."""
-        if self.exchange not in (None, exchange):
+    def hits(self, exchange: str, market: str | None, channel: str | None = None) -> bool:
+        """Tell whether this fault is meant for a message of that exchange, market and channel."""
+        if self.exchange not in (None, exchange) or channel not in (None, self.parameters.get("channel", "orderbook")):
             return False
         return self.market is None or market is None or self.market == market
 
@@ -111,14 +113,14 @@ class Faults:
             if not (exchange in (None, f.exchange) and market in (None, f.market) and what in (None, f.kind))
         ]
 
-    def active(self, kind: str, exchange: str, market: str | None = None) -> Fault | None:
+    def active(self, kind: str, exchange: str, market: str | None = None, channel: str | None = None) -> Fault | None:
         """Find a fault of that kind in force, without using it up."""
         self._active = [f for f in self._active if not f.over()]
-        return next((f for f in self._active if f.kind == kind and f.hits(exchange, market)), None)
+        return next((f for f in self._active if f.kind == kind and f.hits(exchange, market, channel)), None)
 
-    def take(self, kind: str, exchange: str, market: str | None = None) -> Fault | None:
+    def take(self, kind: str, exchange: str, market: str | None = None, channel: str | None = None) -> Fault | None:
         """Find a fault of that kind and use it up by one where it is counted."""
-        fault = self.active(kind, exchange, market)
+        fault = self.active(kind, exchange, market, channel)
         if fault is not None and fault.times is not None:
             fault.times -= 1
         return fault

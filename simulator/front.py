@@ -250,9 +250,10 @@ class Front:
                     c.heard_s = asyncio.get_running_loop().time()
                     await venue.received(c, message.data.decode(errors="replace"))
                 case WSMsgType.PING:
+                    await venue.pinged(c)
                     await c.pong(message.data)
                 case WSMsgType.PONG:
-                    continue
+                    await venue.ponged(c, bytes(message.data))
                 case WSMsgType.CLOSE:
                     await socket.close(drain=False)
                     return f"the client closed with {message.data}"
@@ -291,12 +292,14 @@ class Front:
         if refused is not None:
             reply = replace(refused, asked=reply.markets())
         held = [m for m in reply.markets() if self.faults.withholding(venue.name, m)]
-        lost = [m for m in reply.markets() if m not in held and self.faults.take("swallow", venue.name, m)]
+        lost = [
+            m for m in reply.markets() if m not in held and self.faults.take("swallow", venue.name, m, reply.channel)
+        ]
         if held or lost:
             return await self._withhold(c, reply, held)
         reply = self._spoiled(venue, reply)
         for market in reply.markets():
-            s, _ = c.subscribe("orderbook", market, market)
+            s, _ = c.subscribe(reply.channel, market, market)
             if market in reply.books:
                 c.record(s, reply.books[market], "sent")
             else:
@@ -306,7 +309,7 @@ class Front:
     async def _withhold(self, c: Connection, reply: Reply, held: list[str]) -> web.StreamResponse:
         """Let a client wait for its answer until a stall is over, then drop the connection unanswered."""
         for market in reply.markets():
-            s, _ = c.subscribe("orderbook", market, market)
+            s, _ = c.subscribe(reply.channel, market, market)
             c.record(s, reply.books.get(market, Message("", "error")), "withheld")
         while held and c in c.venue.connections and any(self.faults.withholding(c.venue.name, m) for m in held):
             await asyncio.sleep(0.02)
@@ -346,6 +349,11 @@ class Front:
                             m.cross()
             case "disconnect":
                 await self._disconnect(exchange, market, parameters)
+            case "leave":
+                for c in self._hit(exchange, market, "websocket"):
+                    if (text := c.venue.farewell(c)) is not None:
+                        c.say(text)
+                    c.close_later(float(parameters.get("after_s", 30)), 1001, "the venue leaves")
             case "half_open":
                 for c in self._hit(exchange, market, parameters.get("transport")):
                     c.half_open = True

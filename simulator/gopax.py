@@ -1,8 +1,9 @@
 """GOPAX: a snapshot of the whole book, then changes; text pings to be answered; no sequence that would show a loss.
 
-Simulated: order books by `SubscribeToOrderBook` and `SubscribeToTradingPair`, the REST book and the list of pairs.
-`SubscribeToTickers` is acknowledged and stays silent. A signed socket URL is checked against the key the simulator was
-given; how the venue refuses a bad one is unverified: here the upgrade is answered with 401.
+Simulated: order books by `SubscribeToOrderBook` and `SubscribeToTradingPair`, trades by the latter, tickers by
+`SubscribeToTickers` (all of them in the reply, then each alone with its trades, not collected over a second), candles
+of one minute over REST, the REST book and the list of pairs. A signed socket URL is checked against the key the
+simulator was given; how the venue refuses a bad one is unverified: here the upgrade is answered with 401.
 """
 
 import asyncio
@@ -14,6 +15,7 @@ import json
 import re
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from aiohttp import web
@@ -21,6 +23,7 @@ from aiohttp import web
 from simulator.connection import Connection, Message, Subscription
 from simulator.markets import Book, Change, Character, Level, Market, Step, now_us, plain, units
 from simulator.recording import Recorded, exact
+from simulator.tape import KEPT, News, Row, Ticker, Trade, amount, times
 from simulator.venue import Bucket, Reply, Timing, Venue, compact
 
 BOOK_REQUESTS = ("SubscribeToOrderBook", "SubscribeToTradingPair")
@@ -130,20 +133,23 @@ class Gopax(Venue):
             code, data = refusal
             self._answer(c, i, name, {"result": False, "errCode": code, "errData": data})
         elif name == "SubscribeToTickers":
-            self._answer(c, i, name, {})
+            self._start_tickers(c, i)
         else:
-            self.subscribed(c, [c.subscribe("orderbook", str(pair), str(pair), {"i": i, "n": name, "limit": limit})])
+            made = [c.subscribe("orderbook", str(pair), str(pair), {"i": i, "n": name, "limit": limit})]
+            if name == "SubscribeToTradingPair":
+                made.append(c.subscribe("trades", str(pair), str(pair)))
+            self.subscribed(c, made)
 
     def _refusal(self, c: Connection, name: Any, pair: Any, limit: Any) -> tuple[int, str] | None:
         if name == "SubscribeToTickers":
-            return None
+            return (10325, "Already subscribed") if any(channel == "ticker" for channel, _ in c.subscriptions) else None
         if name not in BOOK_REQUESTS:
             return 10001, "No such endpoint"
         if not isinstance(pair, str) or self.house(pair) is None:
             return 10058, str(pair).partition("-")[0]
         if ("orderbook", pair) in c.subscriptions:
             return 10325, "Already subscribed"
-        if len(c.subscriptions) >= (self.timing.books_max or 50):
+        if sum(channel == "orderbook" for channel, _ in c.subscriptions) >= (self.timing.books_max or 50):
             return 10321, "Too many order books are subscribed"
         if limit is not None and (not isinstance(limit, int) or limit < 20):
             return 10329, "Invalid limit"
@@ -152,7 +158,52 @@ class Gopax(Venue):
     def _answer(self, c: Connection, i: Any, name: Any, content: dict[str, Any]) -> None:
         c.say(compact({"i": i, "n": name, "o": content}))
 
+    def _start_tickers(self, c: Connection, i: Any) -> None:
+        """Answer with the tickers of all pairs; each of them is a message of its own subscription."""
+        rows = []
+        for market in self.markets:
+            row, meant = self._ticker(market, self.tapes[market].ticker)
+            rows.append(row)
+            if not self.recording:
+                s, _ = c.subscribe("ticker", market, market)
+                c.record(s, Message("", "ticker", rows=(meant,)), "sent")
+        if self.recording:
+            self.subscribed(c, [c.subscribe("ticker", market, market) for market in self.markets])
+            rows = []
+        c.say(f'{{"i":{compact(i)},"n":"SubscribeToTickers","o":{{"data":[{",".join(rows)}]}}}}')
+
     # -- frames
+
+    def news(self, s: Subscription, news: News) -> Sequence[Message]:
+        """Send tickers only with trades: their bid and ask are those of the last trade."""
+        return super().news(s, news) if news.trades else []
+
+    def trade_frame(self, s: Subscription, trade: Trade) -> Message:
+        """Spell a trade; its time has whole seconds, as in the documentation's example."""
+        at_s = trade.time_us // 1_000_000
+        worth = amount(times(trade.price, trade.volume))
+        data = (
+            f'{{"i":-1,"n":"PublicTradeEvent","o":{{"tradeId":{trade.id},"baseAmount":{trade.volume},'
+            f'"quoteAmount":{worth},"price":{trade.price},"isBuy":{compact(trade.side == "buy")},'
+            f'"occurredAt":{at_s},"tradingPairName":"{s.market}"}}}}'
+        )
+        return Message(data, "trade", rows=(replace(trade, time_us=at_s * 1_000_000),))
+
+    def ticker_frame(self, s: Subscription, ticker: Ticker) -> Message:
+        """Spell the event of one ticker."""
+        row, meant = self._ticker(s.market, ticker)
+        data = f'{{"i":-1,"n":"TickerEvent","o":{{"{s.market}":{row}}}}}'
+        return Message(data, "ticker", rows=(meant,))
+
+    def _ticker(self, market: str, ticker: Ticker) -> tuple[str, Ticker]:
+        """Spell a ticker as JSON numbers, and tell what it means."""
+        ms = self.tapes[market].trades[-1].time_us // 1000
+        text = (
+            f'{{"lastTraded":{ms},"high":{ticker.high},"low":{ticker.low},"open":{ticker.open},"last":{ticker.last},'
+            f'"lowestAsk":{ticker.ask},"highestBid":{ticker.bid},"baseVolume":{ticker.volume},'
+            f'"quoteVolume":{ticker.turnover},"tradingPairName":"{market}"}}'
+        )
+        return text, replace(ticker, time_us=ms * 1000)
 
     def stepped(self, market: Market, step: Step) -> None:
         """Give every level that a step touched its entryId and time."""
@@ -239,7 +290,11 @@ class Gopax(Venue):
         """Understand a recorded snapshot or change."""
         frame = exact(data)
         content = frame.get("o") if isinstance(frame, dict) else None
-        if not isinstance(content, dict) or "tradingPairName" not in content or "ask" not in content:
+        if not isinstance(content, dict):
+            return None
+        if frame["n"] in ("PublicTradeEvent", "TickerEvent"):
+            return cls._recorded_stream(data, frame["n"], content)
+        if "tradingPairName" not in content or "ask" not in content:
             return None
         entries = content["bid"] + content["ask"]
         bids = tuple((e["price"], e["volume"]) for e in content["bid"])
@@ -251,9 +306,26 @@ class Gopax(Venue):
         top = int(content["maxEntryId"]) if "maxEntryId" in content else highest
         return Recorded(data, content["tradingPairName"], "orderbook", "book", bids, asks, newest, top)
 
+    @classmethod
+    def _recorded_stream(cls, data: str, name: str, content: dict[str, Any]) -> Recorded | None:
+        """Understand a recorded trade, or an event of one ticker."""
+        rows: tuple[Row, ...]
+        if name == "PublicTradeEvent":
+            at_us = microseconds(content["occurredAt"])
+            side = "buy" if content["isBuy"] else "sell"
+            rows = (Trade(content["tradeId"], side, content["price"], content["baseAmount"], at_us),)
+            return Recorded(data, content["tradingPairName"], "trades", "trade", venue_us=at_us, rows=rows)
+        if len(content) != 1:
+            return None
+        ((market, row),) = content.items()
+        at_us = int(row["lastTraded"]) * 1000
+        bid, ask = (None if row[key] == "0" else str(row[key]) for key in ("highestBid", "lowestAsk"))
+        rows = (Ticker(row["last"], bid, ask, row["baseVolume"], at_us),)
+        return Recorded(data, market, "ticker", "ticker", venue_us=at_us, rows=rows)
+
     def prelude(self, s: Subscription, frames: Sequence[Recorded]) -> Sequence[Message]:
         """Put a generated snapshot, older than the first change, before a recording that has none."""
-        if not frames or frames[0].what == "book":
+        if s.channel != "orderbook" or not frames or frames[0].what == "book":
             return []
         self._entry = (frames[0].sequence or self._entry + 1) - 1
         return [self.book_frame(s, self.markets[s.market].book, True)]
@@ -265,10 +337,12 @@ class Gopax(Venue):
     # -- REST
 
     def rest(self, request: web.BaseRequest, path: str) -> Reply:
-        """Answer `/trading-pairs`, `/trading-pairs/{pair}/book` and `/time`."""
+        """Answer the calls for books, candles, pairs and the time."""
         match path.split("/"):
             case ["trading-pairs", pair, "book"]:
                 return self._rest_book(pair, request.query.get("level", "3"))
+            case ["trading-pairs", pair, "candles"]:
+                return self._rest_candles(pair, dict(request.query))
             case ["trading-pairs"] if self._free():
                 return Reply(compact([self._listing(i, m) for i, m in enumerate(self.markets, 1)]))
             case ["time"] if self._free():
@@ -296,6 +370,31 @@ class Gopax(Venue):
         sides = (self._rows(pair, "bid", book.bids), self._rows(pair, "ask", book.asks))
         body = f'{{"sequence":{self._entry},"bid":[{sides[0]}],"ask":[{sides[1]}]}}'
         return Reply(body, books={pair: Message(body, "book", book.bids, book.asks, None, self._entry)})
+
+    def _rest_candles(self, pair: str, asked: dict[str, str]) -> Reply:
+        """Answer with the candles that begin in a window, oldest first; refusals of other windows are unverified."""
+        market = self.house(pair)
+        if market is None:
+            asset = pair.partition("-")[0]
+            return self._error(404, 10058, f"Invalid asset code: {asset}", asset)
+        if not self._free():
+            return replace(self._error(429, 10105, "Too many requests", "", (pair,)), channel="candles")
+        window = asked.get("start", ""), asked.get("end", "")
+        if not all(bound.isdigit() for bound in window) or asked.get("interval") != "1":
+            return replace(self._error(400, 10155, "Invalid parameter", "", (pair,)), channel="candles")
+        start_us, end_us = (int(bound) * 1000 for bound in window)
+        traded = [candle for candle in self.tapes[market].candles(KEPT) if candle.trades]
+        traded = [candle for candle in traded if start_us <= candle.open_us < end_us][:1024]
+        candles = [
+            replace(candle, closed=left > 1, time_us=None)
+            for left, candle in zip(range(len(traded), 0, -1), traded, strict=True)
+        ]
+        rows = (
+            f"[{candle.open_us // 1000},{candle.low},{candle.high},{candle.open},{candle.close},{candle.volume}]"
+            for candle in candles
+        )
+        body = f"[{','.join(rows)}]"
+        return Reply(body, books={pair: Message(body, "candle", rows=tuple(candles))}, channel="candles")
 
     def _rows(self, market: str, side: str, levels: Sequence[Level]) -> str:
         marks = ((self._mark(market, side, p), p, v) for p, v in levels)

@@ -207,9 +207,10 @@ class _JudgedFeed:
         # first that is not used yet is as good as any: epochs that are to come need the later ones.
         mine = [stream for stream in self._streams if stream.transport == epoch.transport]
         problems: list[str] = []
+        answers = [message for stream in self._streams if stream.polled for message in stream.messages]
         reached = self._reached.get(epoch.transport, 0)
         for stream in mine[reached:] + mine[:reached]:
-            track = rebuild(stream, epoch, self._ledger)
+            track = rebuild(stream, epoch, self._ledger, answers)
             if isinstance(track, Track):
                 self._reached[epoch.transport] = max(reached, mine.index(stream))
                 return stream, track, ""

@@ -18,7 +18,7 @@ Level = tuple[str, str]
 """Price and volume as plain decimal text."""
 
 _KRW_PRICES = {"BTC": 116_000_000, "ETH": 4_000_000, "SOL": 210_000, "XRP": 3_000, "USDT": 1_400, "DOGE": 250}
-_KRW_PER_UNIT = {"KRW": 1, "USDT": 1_400, "USDC": 1_400, "BTC": 116_000_000}
+_KRW_PER_UNIT = {"KRW": 1, "USDT": 1_400, "USDC": 1_400, "USD": 1_400, "EUR": 1_600, "BTC": 116_000_000}
 # lower bound of the price in KRW, and the tick from there on in hundred millionths
 _KRW_TICKS = (
     (1_000_000, 1_000 * UNIT),
@@ -96,10 +96,14 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What one step of a market did: the book after it and the levels it touched (none for a repeated book)."""
+    """What one step of a market did: the book after it and the levels it touched (none for a repeated book).
+
+    `eaten` is what takers took in it, in order: side, price and volume of what stood in the book.
+    """
 
     book: Book
     changes: tuple[Change, ...]
+    eaten: tuple[tuple[str, str, str], ...] = ()
 
 
 @dataclass(slots=True)
@@ -111,6 +115,7 @@ class Character:
     gap_ticks: int = 3
     coarse: int = 1  # multiplies the tick of prices from 100 million up
     volume_places: int = 8
+    lot: int = UNIT  # what a volume of 1 is worth in the symbol, counted in 1e-8: less than one where contracts count
     repeats: float = 0.0  # share of steps that change nothing
     changes_max: int = 3
 
@@ -144,12 +149,14 @@ class Market:
         self.name = name
         self.character = character
         self.random = random.Random(f"{seed}/{exchange}/{name}")
-        self.symbol, self.currency = name.split("-", 1)
+        self.dice = random.Random(f"{seed}/{exchange}/{name}/trades")  # of its own, so that books stay what they are
+        self.symbol, self.currency = name.partition(":")[0].split("-", 1)
         self._n = 0
         self._bids, self._asks = _Side("bid"), _Side("ask")
         self._cross_next = False
         self._crossing: int | None = None
         self._touched: dict[tuple[str, int], int] = {}
+        self._eaten: list[tuple[str, int, int]] = []
         self._fill()
         self._touched.clear()
         self.book = self._snapshot()
@@ -160,7 +167,7 @@ class Market:
 
     def step(self) -> Step:
         """Move the market once, most often by one to three levels."""
-        self._touched = {}
+        self._touched, self._eaten = {}, []
         if self._crossing is not None:
             self._remove(self._bids, self._crossing)
             self._crossing = None
@@ -176,7 +183,15 @@ class Market:
         self.book = self._snapshot()
         # what went away is told first: a reader who applies one entry after the other sees no crossed book on the way
         order = sorted(self._touched.items(), key=lambda item: item[1] > 0)
-        return Step(self.book, tuple(Change(side, plain(price), plain(volume)) for (side, price), volume in order))
+        changes = tuple(Change(side, plain(price), plain(volume)) for (side, price), volume in order)
+        return Step(
+            self.book, changes, tuple((side, plain(price), plain(volume)) for side, price, volume in self._eaten)
+        )
+
+    @property
+    def grain(self) -> int:
+        """Smallest volume."""
+        return int(10 ** (8 - self.character.volume_places))
 
     def tick(self, price: int) -> int:
         """Smallest difference of two prices near `price`."""
@@ -221,8 +236,8 @@ class Market:
     def _volume(self, price: int) -> int:
         worth = round(10 ** self.random.uniform(4, 7.7)) * UNIT // _KRW_PER_UNIT.get(self.currency, 1)
         places = min(self.character.volume_places, self.random.choice((8, 8, 8, 4, 3)))
-        grain: int = 10 ** (8 - places)
-        return max(worth * UNIT // price // grain, 1) * grain
+        grain = int(10 ** (8 - places))
+        return max(worth * UNIT // price * UNIT // self.character.lot // grain, 1) * grain
 
     def _set(self, side: _Side, price: int, volume: int) -> None:
         side.put(price, volume)
@@ -239,10 +254,15 @@ class Market:
         near = min(int(self.random.expovariate(0.25)), len(side.prices) - 1)
         price = side.nth(near)
         if what < 0.55:
-            self._set(side, price, self._volume(price))
+            volume = self._volume(price)
+            if near == 0:
+                self._perhaps_eaten(side, price, volume)
+            self._set(side, price, volume)
         elif what < 0.72:
             self._insert_behind(side, price)
         elif what < 0.86:
+            if near == 0 and len(side.prices) > 2:
+                self._perhaps_eaten(side, price, 0)
             self._remove(side, price)
         elif what < 0.955:
             self._improve(side, other)
@@ -252,6 +272,11 @@ class Market:
             self._thin_out(side)
         self._trim(side)
         self._trim(other)
+
+    def _perhaps_eaten(self, side: _Side, price: int, left: int) -> None:
+        """What the touch is about to lose was taken, half of the time; else it was taken back."""
+        if left < side.volumes[price] and self.dice.random() < 0.5:
+            self._eaten.append((side.name, price, side.volumes[price] - left))
 
     def _insert_behind(self, side: _Side, price: int) -> None:
         tick = self.tick(price)
@@ -274,6 +299,7 @@ class Market:
         price = 0
         for _ in range(min(levels, len(eaten.prices) - 2)):
             price = eaten.nth(0)
+            self._eaten.append((eaten.name, price, eaten.volumes[price]))
             self._remove(eaten, price)
         if price and self.random.random() < 0.7:
             self._set(taker, price, self._volume(price))

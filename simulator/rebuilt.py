@@ -4,13 +4,15 @@ A stream is what was sent on one subscription; of a polled market it is all answ
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 from enum import StrEnum
 
 from simulator.sent import Levels, Sent, SentLedger, Subscription
 from simulator.stored import Epoch, Row
+
+FALLING = frozenset(("OKX",))  # exchanges whose numbers link messages and may fall
 
 Side = dict[Decimal, Decimal]
 Book = tuple[Side, Side]
@@ -46,10 +48,13 @@ class Walk:
     known: bool = False
     sequence: int | None = None
     early: list[int] = field(default_factory=list)  # changes that came before the book they belong to
+    rising: bool = True  # a message whose number is not above the last one is a repeat
+    begins: bool = False  # a complete book begins anew, whatever its number
 
     def copy(self) -> "Walk":
         """Return one that can be tried out."""
-        return Walk(self.index, (dict(self.book[0]), dict(self.book[1])), self.known, self.sequence, list(self.early))
+        book = dict(self.book[0]), dict(self.book[1])
+        return Walk(self.index, book, self.known, self.sequence, list(self.early), self.rising, self.begins)
 
 
 class Stream:
@@ -66,7 +71,7 @@ class Stream:
         self.doubtful = {index for index, message in enumerate(messages) if message.at in lasts}
         self._part_of = {message.at: number for number, part in enumerate(parts) for message in part.messages}
         self.held: dict[int, bool] = {}
-        self.walk = Walk()
+        self.walk = Walk(rising=parts[0].exchange not in FALLING, begins=self.changes)
 
     def stands(self, time_us: int) -> bool:
         """Tell whether the client was subscribed at that time."""
@@ -101,8 +106,11 @@ def streams(subscriptions: list[Subscription]) -> Iterator[Stream]:
             yield Stream(one.id, one.transport, one.messages, [one])
 
 
-def rebuild(stream: Stream, epoch: Epoch, ledger: SentLedger) -> Track | str:
-    """Find the stretch of a stream that an epoch holds; return what is wrong where there is none."""
+def rebuild(stream: Stream, epoch: Epoch, ledger: SentLedger, answers: Sequence[Sent] = ()) -> Track | str:
+    """Find the stretch of a stream that an epoch holds; return what is wrong where there is none.
+
+    `answers` are complete books that were sent over REST: an epoch may begin with one that the stream continues.
+    """
     if not epoch.rows:
         return "holds no rows"
     if not epoch.rows[0].keyframe:
@@ -112,6 +120,15 @@ def rebuild(stream: Stream, epoch: Epoch, ledger: SentLedger) -> Track | str:
     except _Unreadable as error:
         return f"{Misfit.UNREADABLE}: {error}"
     problem: str = Misfit.NEVER_SENT
+    for answer in answers if stream.changes else ():
+        joined = _joined(stream, answer, epoch, first, ledger)
+        if joined is not None:
+            try:
+                return _Attempt(stream, epoch, ledger).go_on(joined)
+            except _Unreadable as error:
+                return f"{Misfit.UNREADABLE}: {error}"
+            except _NoFit as error:
+                problem = str(error)
     walk = stream.walk.copy()
     may_go_on = epoch.rows[0].venue_us is None  # what no message brought has no time of the exchange
     while True:
@@ -132,6 +149,23 @@ def rebuild(stream: Stream, epoch: Epoch, ledger: SentLedger) -> Track | str:
         except _Unreadable as error:
             return f"{Misfit.UNREADABLE}: {error}"
         _take(walk, stream, ledger, follow=stream.changes or may_go_on)
+
+
+def _joined(stream: Stream, answer: Sent, epoch: Epoch, first: Book, ledger: SentLedger) -> Walk | None:
+    """Return the stream from where it continues a book that was sent over REST and opens an epoch, if it does."""
+    if answer.withheld or answer.what != "book" or answer.sequence is None:
+        return None
+    if answer.sequence != epoch.rows[0].sequence:
+        return None
+    bids, asks = ledger.levels(answer)
+    if (dict(bids), dict(asks)) != first:
+        return None
+    walk = stream.walk.copy()
+    walk.book, walk.known, walk.sequence = (dict(bids), dict(asks)), True, answer.sequence
+    walk.early.clear()
+    while walk.index < len(stream.messages) and (stream.messages[walk.index].sequence or 0) <= answer.sequence:
+        walk.index += 1
+    return walk
 
 
 def _may_open(walk: Walk, message: Sent, row: Row) -> bool:
@@ -176,7 +210,9 @@ def _take(walk: Walk, stream: Stream, ledger: SentLedger, *, follow: bool) -> No
 
 def _is_repeat(walk: Walk, message: Sent) -> bool:
     # What does not rise where the exchange counts was there already.
-    return message.sequence is not None and walk.sequence is not None and message.sequence <= walk.sequence
+    if message.sequence is None or walk.sequence is None or (walk.begins and message.what == "book"):
+        return False
+    return message.sequence <= walk.sequence if walk.rising else message.sequence == walk.sequence
 
 
 def _apply(walk: Walk, message: Sent, ledger: SentLedger) -> None:
@@ -359,8 +395,8 @@ class _Attempt:
         rows.next()
 
     def _changes(self, walk: Walk, message: Sent, rows: _Rows, beginning: bool) -> None:
-        # Each entry of a change may be a row of its own. The ledger does not say in which order of the two sides the
-        # venue wants them applied, so each row must be the book after one of those that are left.
+        # A change is a row, or each side of it is one, or each of its entries. The ledger does not say in which order
+        # the venue wants them applied, so each row must be the book after one of those parts that are left.
         levels = self._ledger.levels(message)
         entries = [(side, price, size) for side, part in zip(walk.book, levels, strict=True) for price, size in part]
         walk.sequence = message.sequence
@@ -370,7 +406,9 @@ class _Attempt:
         while left:
             if rows.done:
                 raise _NoFit(f"accounts for message {message.i} and has no row of it")
-            if not any(self._is_next(walk.book, entry, rows) for entry in left):
+            sides = [[entry for entry in left if entry[0] is side] for side in walk.book]
+            parts = [left, *sides, *([entry] for entry in left)]
+            if not any(self._is_next(walk.book, part, rows) for part in parts if part):
                 raise _NoFit(f"has a row {rows.number} that is not the book of message {message.i}")
             rows.next()
             left = [(side, price, size) for side, price, size in left if side.get(price, Decimal(0)) != size]
@@ -378,12 +416,13 @@ class _Attempt:
             raise _NoFit(Misfit.NEVER_SENT)
 
     @staticmethod
-    def _is_next(book: Book, entry: tuple[Side, Decimal, Decimal], rows: _Rows) -> bool:
-        """Apply an entry if the book after it is the present row."""
-        side, price, size = entry
-        before = side.get(price)
-        _change(side, [(price, size)])
+    def _is_next(book: Book, entries: list[tuple[Side, Decimal, Decimal]], rows: _Rows) -> bool:
+        """Apply entries if the book after them is the present row."""
+        before = [(side, price, side.get(price)) for side, price, _ in entries]
+        for side, price, size in entries:
+            _change(side, [(price, size)])
         if rows.book == book:
             return True
-        _change(side, [(price, before or Decimal(0))])
+        for side, price, was in before:
+            _change(side, [(price, was or Decimal(0))])
         return False

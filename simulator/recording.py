@@ -7,12 +7,13 @@ played, byte for byte, whatever key format a client asks for: a recording is wha
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from simulator.markets import Book, Level, tidy
+from simulator.tape import Row
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,7 @@ class Recorded:
     venue_us: int | None = None
     sequence: int | None = None
     time_s: float | None = None
+    rows: tuple[Row, ...] = ()  # of a frame of trades, a ticker or candles
 
     def book(self) -> Book:
         """Give its levels as a book, in plain decimals."""
@@ -80,7 +82,7 @@ def load(path: Path, hosts: tuple[str, ...], read: Callable[[str], Recorded | No
                 raise ValueError(f"{path}:{number}: not a line of a recording ({e!r})") from e
             if frame is not None:
                 time_s = None if entry["t"] is None else float(entry["t"])
-                frames.append(_stamped(frame, time_s))
+                frames.append(replace(frame, time_s=time_s))
     return Recording(tuple(frames))
 
 
@@ -94,10 +96,3 @@ def _checked(entry: Any) -> dict[str, Any]:
     if entry["t"] is not None and (isinstance(entry["t"], bool) or not isinstance(entry["t"], int | float)):
         raise ValueError("t is a number or null")
     return entry
-
-
-def _stamped(frame: Recorded, time_s: float | None) -> Recorded:
-    return Recorded(
-        frame.data, frame.market, frame.channel, frame.what,
-        frame.bids, frame.asks, frame.venue_us, frame.sequence, time_s,
-    )  # fmt: skip

@@ -107,7 +107,7 @@ class Simulator:
         return f"http://{self._plan.host}:{self._plan.port}"
 
     @property
-    def endpoints(self) -> dict[str, dict[str, str]]:
+    def endpoints(self) -> dict[str, dict[str, Any]]:
         """The `endpoint:` settings that lead a collector here, by exchange."""
         return self._started().endpoints()
 

@@ -1,28 +1,46 @@
 """Upbit as of 2026: whole books of 30 pairs in binary frames, no acknowledgements, silence for what it does not know.
 
-Simulated: order books (`DEFAULT`, `SIMPLE` and their list forms), the REST order book and market list. Subscriptions to
-trades, tickers and candles are accepted and stay silent unless a recording holds them. A `level` other than 0 is served
-with silence, as the venue does for levels a pair does not support.
+Simulated: order books, trades, tickers and candles of one minute (`DEFAULT`, `SIMPLE` and their list forms), the REST
+order book and market list. A candle is told with every trade and not at most once a second; subscriptions to candles of
+other lengths are accepted and stay silent. A `level` other than 0 is served with silence, as the venue does for levels
+a pair does not support.
 """
 
 import asyncio
 import json
 import re
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from aiohttp import web
 
 from simulator.connection import Connection, Message, Subscription
-from simulator.markets import Book, Character, Level, total
+from simulator.markets import Book, Character, Level, now_us, total
 from simulator.recording import Recorded, exact, real
+from simulator.tape import KEPT, Candle, News, Row, Ticker, Trade
 from simulator.venue import Bucket, Reply, Timing, Venue, compact
 
-TYPES = re.compile(r"orderbook|trade|ticker|candle\.(1s|(1|3|5|10|15|30|60|240)m)")
 SHORT = {
     "type": "ty", "code": "cd", "timestamp": "tms", "total_ask_size": "tas", "total_bid_size": "tbs",
     "orderbook_units": "obu", "ask_price": "ap", "bid_price": "bp", "ask_size": "as", "bid_size": "bs",
-    "stream_type": "st", "level": "lv",
+    "stream_type": "st", "level": "lv", "opening_price": "op", "high_price": "hp", "low_price": "lp",
+    "trade_price": "tp", "prev_closing_price": "pcp", "change": "c", "change_price": "cp", "trade_volume": "tv",
+    "ask_bid": "ab", "trade_date": "td", "trade_time": "ttm", "trade_timestamp": "ttms", "sequential_id": "sid",
+    "best_ask_price": "bap", "best_ask_size": "bas", "best_bid_price": "bbp", "best_bid_size": "bbs",
+    "signed_change_price": "scp", "change_rate": "cr", "signed_change_rate": "scr", "acc_trade_price": "atp",
+    "acc_trade_volume": "atv", "acc_trade_price_24h": "atp24h", "acc_trade_volume_24h": "atv24h",
+    "acc_ask_volume": "aav", "acc_bid_volume": "abv", "highest_52_week_price": "h52wp",
+    "highest_52_week_date": "h52wdt", "lowest_52_week_price": "l52wp", "lowest_52_week_date": "l52wdt",
+    "market_state": "ms", "is_trading_suspended": "its", "delisting_date": "dd", "market_warning": "mw",
+    "candle_date_time_utc": "cdttmu", "candle_date_time_kst": "cdttmk", "candle_acc_trade_price": "catp",
+    "candle_acc_trade_volume": "catv",
 }  # fmt: skip
+# What the collector calls the channels it knows; others keep the name they have here.
+CHANNEL_OF = {"trade": "trades", "candle.1m": "candles"}
+LONG = {short: name for name, short in SHORT.items()} | {"tdt": "trade_date"}
+SIDES = {"buy": "BID", "sell": "ASK"}
 NO_TICKET = "티켓이 존재하지 않거나, 유효하지 않습니다."
 WRONG_FORMAT = "Format 이 맞지 않습니다."
 MISSING_PARAMETER = "Missing request parameter error. Check the required parameters!"
@@ -61,6 +79,16 @@ def respelled(text: str, spelling: str) -> str:
     return f"[{text}]" if spelling.endswith("LIST") else text
 
 
+def moment(at_us: int, ahead_h: int = 0) -> datetime:
+    """Return a time as a clock shows it that is so many hours ahead of UTC: nine in Korea."""
+    return datetime.fromtimestamp(at_us // 1_000_000, UTC) + timedelta(hours=ahead_h)
+
+
+def spelled(told: dict[str, Any], keys: Sequence[str]) -> str:
+    """Spell values that are JSON already as an object, in this order."""
+    return "{" + ",".join(f'"{key}":{told[key]}' for key in keys) + "}"
+
+
 def either(row: dict[str, str], key: str) -> str:
     """Look a value up by its long or its short key."""
     return row[key] if key in row else row[SHORT[key]]
@@ -75,6 +103,16 @@ class Upbit(Venue):
     compresses = True
     rates_hz = (10, 10)
     depths: tuple[int, ...] = (1, 5, 15, 30)
+    types = re.compile(r"orderbook|trade|ticker|candle\.(1s|(1|3|5|10|15|30|60|240)m)")
+    delisting = "null"  # how a market that stays is told
+    ticker_keys: tuple[str, ...] = (
+        "type", "code", "opening_price", "high_price", "low_price", "trade_price", "prev_closing_price",
+        "acc_trade_price", "change", "change_price", "signed_change_price", "change_rate", "signed_change_rate",
+        "ask_bid", "trade_volume", "acc_trade_volume", "trade_date", "trade_time", "trade_timestamp", "acc_ask_volume",
+        "acc_bid_volume", "highest_52_week_price", "highest_52_week_date", "lowest_52_week_price",
+        "lowest_52_week_date", "market_state", "is_trading_suspended", "delisting_date", "market_warning", "timestamp",
+        "acc_trade_price_24h", "acc_trade_volume_24h", "stream_type",
+    )  # fmt: skip
     character = Character(depth=32, spread_ticks=2, gap_ticks=4)
     timing = Timing(idle_s=60, status_s=10, error_close_s=0.15, connects_per_s=5, rest_limits=True)
     snapshot_only: tuple[str, ...] = ("is_only_snapshot", "isOnlySnapshot")
@@ -152,7 +190,7 @@ class Upbit(Venue):
 
     def _channel(self, part: dict[str, Any], spelling: str) -> list[tuple[str, str, str, dict[str, Any]]]:
         kind, codes = part["type"], part.get("codes")
-        if not isinstance(kind, str) or not TYPES.fullmatch(kind):
+        if not isinstance(kind, str) or not self.types.fullmatch(kind):
             raise BadRequest("INVALID_PARAM", f"{kind} 은 지원하지 않는 타입입니다.")
         if not codes:
             raise BadRequest("NO_CODES", "코드가 존재하지 않습니다.")
@@ -161,6 +199,7 @@ class Upbit(Venue):
         if not self.level_served(part.get("level", 0)):
             return []
         options = {
+            "type": kind,
             "format": spelling,
             "snapshot_only": any(part.get(key) is True for key in self.snapshot_only),
             "realtime_only": any(part.get(key) is True for key in self.realtime_only),
@@ -171,7 +210,7 @@ class Upbit(Venue):
             market = self.house(code)
             if market is not None:  # an unknown code is met with silence, the others are served
                 depth = int(count) if count.isdigit() and int(count) in self.depths else self.depths[-1]
-                found.append((kind, market, code, {**options, "depth": depth}))
+                found.append((CHANNEL_OF.get(kind, kind), market, code, {**options, "depth": depth}))
         return found
 
     def level_served(self, level: Any) -> bool:
@@ -179,13 +218,30 @@ class Upbit(Venue):
         return level in (0, None)
 
     def _listed(self, c: Connection, ticket: str) -> bytes:
-        result = [{"type": s.channel, "codes": [s.code]} for s in c.subscriptions.values()]
+        result = [{"type": s.options["type"], "codes": [s.code]} for s in c.subscriptions.values()]
         return compact({"method": "LIST_SUBSCRIPTIONS", "result": result, "ticket": ticket}).encode()
 
     def subscribed(self, c: Connection, subscriptions: Any) -> None:
         """Leave out the snapshot where only changes were asked for."""
         wanted = [(s, new) for s, new in subscriptions if self.recording or not s.options["realtime_only"]]
         super().subscribed(c, wanted)
+
+    def opening(self, s: Subscription, fresh: bool) -> Sequence[Message]:
+        """Send the latest trade again, the ticker, or the newest candle that has a trade."""
+        tape = self.tapes[s.market]
+        match s.channel:
+            case "trades":
+                return [self._trade(s, tape.trades[-1], "SNAPSHOT")]
+            case "ticker":
+                return [self._ticker(s, tape.ticker, "SNAPSHOT")]
+            case "candles":
+                traded = [candle for candle in tape.candles(KEPT) if candle.trades]
+                return [self._candle(s, candle, "SNAPSHOT") for candle in traded[-1:]]
+        return []
+
+    def news(self, s: Subscription, news: News) -> Sequence[Message]:
+        """Send nothing more where only the snapshot was asked for."""
+        return [] if s.options["snapshot_only"] else super().news(s, news)
 
     def updates(self, s: Subscription, step: Any) -> list[Message]:
         """Send every book that differs from the one before, unless only the snapshot was asked for."""
@@ -207,6 +263,95 @@ class Upbit(Venue):
             f'"orderbook_units":[{self.pairs(bids, asks, depth, price, size)}],"stream_type":"{stream}","level":0}}'
         )
         return Message(respelled(text, spelling).encode(), "book", bids, asks, book.time_us // 1000 * 1000)
+
+    def trade_frame(self, s: Subscription, trade: Trade) -> Message:
+        """Spell a trade."""
+        return self._trade(s, trade, "REALTIME")
+
+    def ticker_frame(self, s: Subscription, ticker: Ticker) -> Message:
+        """Spell a ticker, which has no best bid or ask."""
+        return self._ticker(s, ticker, "REALTIME")
+
+    def candle_frame(self, s: Subscription, candle: Candle) -> Message | None:
+        """Spell the candle that is forming; nothing says that one is closed, and one without trades is not told."""
+        return None if candle.closed or not candle.trades else self._candle(s, candle, "REALTIME")
+
+    def _trade(self, s: Subscription, trade: Trade, stream: str) -> Message:
+        price, size = self._spelling_of(s)
+        at, ms = moment(trade.time_us), trade.time_us // 1000
+        number = self.number(trade)
+        bid, ask = self.shown(s.market).bids[:1], self.shown(s.market).asks[:1]
+        touch = "".join(
+            f'"best_{side}_price":{price(levels[0][0])},"best_{side}_size":{size(levels[0][1])},'
+            for side, levels in (("ask", ask), ("bid", bid))
+            if levels
+        )
+        text = (
+            f'{{"type":"trade","code":"{s.code}","timestamp":{now_us() // 1000},"trade_date":"{at:%Y-%m-%d}",'
+            f'"trade_time":"{at:%H:%M:%S}","trade_timestamp":{ms},"trade_price":{price(trade.price)},'
+            f'"trade_volume":{size(trade.volume)},"ask_bid":"{SIDES[trade.side]}",'
+            f'"prev_closing_price":{price(trade.price)},"change":"EVEN","change_price":0,"sequential_id":{number},'
+            f'{touch}"stream_type":"{stream}"}}'
+        )
+        data = respelled(text, s.options["format"]).encode()
+        return Message(data, "trade", rows=(replace(trade, id=number, time_us=ms * 1000),))
+
+    def number(self, trade: Trade) -> int:
+        """Number a trade as the venue does: its millisecond and four digits, unique and no order."""
+        return trade.time_us // 1000 * 10_000 + int(trade.id) * 7919 % 10_000
+
+    def _ticker(self, s: Subscription, ticker: Ticker, stream: str) -> Message:
+        figures = self.ticker_figures(s.market, ticker, *self._spelling_of(s))
+        ms = (ticker.time_us or 0) // 1000
+        told = {"type": '"ticker"', "code": f'"{s.code}"', **figures, "timestamp": ms, "stream_type": f'"{stream}"'}
+        text = spelled(told, self.ticker_keys)
+        if s.options["format"].startswith("SIMPLE"):  # the only key that is short in another way than a trade's
+            text = text.replace('"trade_date":', '"tdt":')
+        data = respelled(text, s.options["format"]).encode()
+        return Message(data, "ticker", rows=(replace(ticker, bid=None, ask=None, time_us=ms * 1000),))
+
+    def ticker_figures(self, market: str, ticker: Ticker, price: Any, size: Any) -> dict[str, Any]:
+        """Spell the figures that the socket and REST share."""
+        last = self.tapes[market].trades[-1]
+        at = self.ticker_moment(last.time_us)
+        return {
+            "opening_price": price(ticker.open), "high_price": price(ticker.high), "low_price": price(ticker.low),
+            "trade_price": price(str(ticker.last)), "prev_closing_price": price(ticker.open), "change": '"EVEN"',
+            "change_price": 0, "signed_change_price": 0, "change_rate": 0, "signed_change_rate": 0,
+            "ask_bid": f'"{SIDES[last.side]}"', "trade_volume": size(last.volume),
+            "acc_trade_volume": size(str(ticker.volume)), "acc_trade_volume_24h": size(str(ticker.volume)),
+            "acc_trade_price": ticker.turnover, "acc_trade_price_24h": ticker.turnover,
+            "trade_date": f'"{at:%Y%m%d}"', "trade_time": f'"{at:%H%M%S}"', "trade_timestamp": last.time_us // 1000,
+            "acc_ask_volume": size(str(ticker.volume)), "acc_bid_volume": 0,
+            "highest_52_week_price": price(ticker.high), "highest_52_week_date": f'"{at:%Y-%m-%d}"',
+            "lowest_52_week_price": price(ticker.low), "lowest_52_week_date": f'"{at:%Y-%m-%d}"',
+            "market_state": '"ACTIVE"', "is_trading_suspended": "false", "delisting_date": self.delisting,
+            "market_warning": '"NONE"',
+        }  # fmt: skip
+
+    def ticker_moment(self, at_us: int) -> datetime:
+        """Return what date and time a ticker of the socket shows: UTC."""
+        return moment(at_us)
+
+    def _candle(self, s: Subscription, candle: Candle, stream: str) -> Message:
+        figures = self.candle_figures(candle, *self._spelling_of(s))
+        told = {"type": '"candle.1m"', "code": f'"{s.code}"', **figures, "stream_type": f'"{stream}"'}
+        data = respelled(spelled(told, tuple(told)), s.options["format"]).encode()
+        return Message(data, "candle", rows=(replace(candle, closed=False, time_us=figures["timestamp"] * 1000),))
+
+    def candle_figures(self, candle: Candle, price: Any, size: Any) -> dict[str, Any]:
+        """Spell the figures that the socket and REST share."""
+        return {
+            "candle_date_time_utc": f'"{moment(candle.open_us):%Y-%m-%dT%H:%M:%S}"',
+            "candle_date_time_kst": f'"{moment(candle.open_us, 9):%Y-%m-%dT%H:%M:%S}"',
+            "opening_price": price(candle.open), "high_price": price(candle.high), "low_price": price(candle.low),
+            "trade_price": price(candle.close), "candle_acc_trade_volume": size(candle.volume),
+            "candle_acc_trade_price": candle.turnover, "timestamp": (candle.time_us or 0) // 1000,
+        }  # fmt: skip
+
+    def _spelling_of(self, s: Subscription) -> tuple[Any, Any]:
+        """Return how this subscription has its prices and sizes spelled."""
+        return (str, as_small) if s.options["format"].startswith("SIMPLE") else (as_double, padded)
 
     def pairs(self, bids: tuple[Level, ...], asks: tuple[Level, ...], depth: int, price: Any, size: Any) -> str:
         """Spell the levels side by side, padding the thinner side."""
@@ -239,11 +384,33 @@ class Upbit(Venue):
         stamp = frame.get("timestamp", frame.get("tms"))
         venue_us = None if stamp is None else int(stamp) * (1 if len(stamp) > 13 else 1000)
         if kind != "orderbook":
-            return Recorded(data, f"{symbol}-{currency}", kind, kind, venue_us=venue_us)
-        rows: list[dict[str, str]] = frame["orderbook_units"] if "orderbook_units" in frame else frame["obu"]
-        bids = real([(either(row, "bid_price"), either(row, "bid_size")) for row in rows])
-        asks = real([(either(row, "ask_price"), either(row, "ask_size")) for row in rows])
+            what = str({"candle.1m": "candle"}.get(kind, kind))
+            rows = cls.recorded_rows(what, {str(LONG.get(key, key)): value for key, value in frame.items()}, venue_us)
+            channel = str(CHANNEL_OF.get(kind, kind))
+            return Recorded(data, f"{symbol}-{currency}", channel, what, venue_us=venue_us, rows=rows)
+        units: list[dict[str, str]] = frame["orderbook_units"] if "orderbook_units" in frame else frame["obu"]
+        bids = real([(either(row, "bid_price"), either(row, "bid_size")) for row in units])
+        asks = real([(either(row, "ask_price"), either(row, "ask_size")) for row in units])
         return Recorded(data, f"{symbol}-{currency}", "orderbook", "book", bids, asks, venue_us)
+
+    @classmethod
+    def recorded_rows(cls, what: str, frame: dict[str, str], venue_us: int | None) -> tuple[Row, ...]:
+        """Tell what a recorded trade, ticker or candle means; nothing where its publisher cut it."""
+        try:
+            if what == "trade":
+                side = "buy" if frame["ask_bid"] == "BID" else "sell"
+                at_us = int(frame["trade_timestamp"]) * 1000
+                return (Trade(frame["sequential_id"], side, frame["trade_price"], frame["trade_volume"], at_us),)
+            if what == "ticker":
+                return (Ticker(frame["trade_price"], None, None, frame["acc_trade_volume_24h"], venue_us),)
+            if what == "candle":
+                began = datetime.fromisoformat(frame["candle_date_time_utc"]).replace(tzinfo=UTC)
+                first, high, low, last = (frame[f"{name}_price"] for name in ("opening", "high", "low", "trade"))
+                open_us, volume = int(began.timestamp()) * 1_000_000, frame["candle_acc_trade_volume"]
+                return (Candle(open_us, first, high, low, last, volume, time_us=venue_us),)
+        except KeyError:
+            return ()
+        return ()
 
     # -- REST
 

@@ -19,6 +19,7 @@ from simulator.connection import Connection, Message, Subscription
 from simulator.faults import Faults, damage
 from simulator.markets import Book, Character, Market, Step, tidy
 from simulator.recording import Recorded, Recording
+from simulator.tape import Candle, News, Tape, Ticker, Trade
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,8 @@ class Timing:
     connects_per_s: int | None = None
     connections_max: int | None = None
     books_max: int | None = None  # order books on one connection
+    still_s: float | None = None  # a book that did not change for so long says so
+    operations_per_h: int | None = None  # requests on one connection
     rest_limits: bool | None = None
 
     def over(self, own: "Timing") -> "Timing":
@@ -45,7 +48,10 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A REST answer. `books` are the order books it carries by market, `asked` the markets a refusal is about."""
+    """A REST answer. `books` are the order books it carries by market, `asked` the markets a refusal is about.
+
+    Of another `channel`, `books` are its trades, tickers or candles.
+    """
 
     body: str | bytes
     status: int = 200
@@ -53,6 +59,7 @@ class Reply:
     asked: tuple[str, ...] = ()
     headers: dict[str, str] = field(default_factory=dict)
     content_type: str = "application/json"
+    channel: str = "orderbook"
 
     def markets(self) -> tuple[str, ...]:
         """Name every market the call was about."""
@@ -100,6 +107,7 @@ class Venue(ABC):
     rates_hz: tuple[float, float] = (10, 10)  # each market's own rate lies between these
     jitter = 0.0  # share by which the distance of two updates varies
     depth = 30  # levels a side on the socket
+    totalled: tuple[str, ...] = ("book",)  # kinds of messages that `corrupt_total` can spoil
     character = Character()
     timing = Timing(rest_limits=True)
     volume = re.compile(r'("ask_size":|"as":)([^,}]+)')  # the first volume of a frame, for spoiling it
@@ -115,7 +123,8 @@ class Venue(ABC):
         self.recording = recording
         self.key = key
         names = recording.markets() if recording else dict.fromkeys(markets)
-        self.markets = {name: Market(self.name, name, seed, self.character) for name in names}
+        self.markets = {name: Market(self.name, name, seed, self.character_of(name)) for name in names}
+        self.tapes = {name: Tape(market) for name, market in self.markets.items()}
         self.connections: set[Connection] = set()
         self.connects = Bucket(self.timing.connects_per_s or 10**9, self.timing.connects_per_s or 10**9)
         self.speed: float | None = 1.0
@@ -138,6 +147,10 @@ class Venue(ABC):
         """Name a market that nobody asked for."""
         return "DOGE-KRW" if market != "DOGE-KRW" else "XRP-KRW"
 
+    def character_of(self, market: str) -> Character:
+        """Say how the books of a market look and move: all of a venue alike unless it says otherwise."""
+        return self.character
+
     def shown(self, market: str) -> Book:
         """Give the book of a market as it is now: generated, or the last one played from the recording."""
         if market in self._played:
@@ -154,6 +167,12 @@ class Venue(ABC):
 
     async def greet(self, c: Connection) -> None:  # noqa: B027 - a hook
         """Say something to a fresh socket, or close it."""
+
+    async def pinged(self, c: Connection) -> None:  # noqa: B027 - a hook
+        """Take note of a client's protocol ping, which is answered."""
+
+    async def ponged(self, c: Connection, payload: bytes) -> None:  # noqa: B027 - a hook
+        """Take note of a client's protocol pong."""
 
     @abstractmethod
     async def received(self, c: Connection, text: str) -> None:
@@ -186,12 +205,53 @@ class Venue(ABC):
         """Spell what a subscriber gets after a step of its market."""
         return [self.book_frame(s, step.book, False)]
 
+    def opening(self, s: Subscription, fresh: bool) -> Sequence[Message]:
+        """Spell what a subscriber of another channel than the book gets first: its ticker or the forming candle."""
+        tape, message = self.tapes[s.market], None
+        if s.channel == "ticker":
+            message = self.ticker_frame(s, tape.ticker)
+        elif s.channel == "candles":
+            message = self.candle_frame(s, tape.candle)
+        return [message] if message else []
+
+    def news(self, s: Subscription, news: News) -> Sequence[Message]:
+        """Spell what a subscriber of another channel than the book gets after a step of its market."""
+        found: list[Message | None] = []
+        match s.channel:
+            case "trades" if news.trades:
+                found += self.trade_frames(s, news.trades)
+            case "ticker" if news.ticker:
+                found.append(self.ticker_frame(s, news.ticker))
+            case "candles":
+                found += [self.candle_frame(s, candle) for candle in news.candles]
+        return [message for message in found if message]
+
+    def trade_frames(self, s: Subscription, trades: Sequence[Trade]) -> Sequence[Message | None]:
+        """Spell the trades of one step: each alone unless a venue puts several into one frame."""
+        return [self.trade_frame(s, trade) for trade in trades]
+
+    def trade_frame(self, s: Subscription, trade: Trade) -> Message | None:
+        """Spell a trade; None: this venue does not say it."""
+        return None
+
+    def ticker_frame(self, s: Subscription, ticker: Ticker) -> Message | None:
+        """Spell a ticker; None: this venue does not say it."""
+        return None
+
+    def candle_frame(self, s: Subscription, candle: Candle) -> Message | None:
+        """Spell a candle of one minute as it stands; None: this venue does not say it."""
+        return None
+
     def stepped(self, market: Market, step: Step) -> None:  # noqa: B027 - a hook
         """Take note of a step before subscribers hear of it."""
 
     def prelude(self, s: Subscription, frames: Sequence[Recorded]) -> Sequence[Message]:
         """Complete a recording that lacks what a subscriber needs first."""
         return []
+
+    def farewell(self, c: Connection) -> str | None:
+        """Spell the announcement that a connection will be closed soon; None: this venue closes without one."""
+        return None
 
     def sample(self, s: Subscription) -> str:
         """Give a good frame to be spoiled."""
@@ -224,9 +284,8 @@ class Venue(ABC):
                 c.start(self._play(c, fresh, self.recording))
             return
         for s, new in subscriptions:
-            if s.channel == "orderbook":
-                for message in self.snapshots(s, new):
-                    c.publish(s, message)
+            for message in self.snapshots(s, new) if s.channel == "orderbook" else self.opening(s, new):
+                c.publish(s, message)
 
     async def run_market(self, market: Market, rate_hz: float | None) -> None:
         """Move one market on its own clock for ever, and tell the subscribers."""
@@ -246,17 +305,17 @@ class Venue(ABC):
     def advance(self, market: Market) -> Step:
         """Move a market by one step and tell its subscribers."""
         step = market.step()
+        news = self.tapes[market.name].hear(step)
         self.stepped(market, step)
         for c in list(self.connections):
-            s = c.subscriptions.get(("orderbook", market.name))
-            if s is not None and c.socket is not None:
-                for message in self.updates(s, step):
+            for s in c.of_market(market.name) if c.socket is not None else ():
+                for message in self.updates(s, step) if s.channel == "orderbook" else self.news(s, news):
                     c.publish(s, message)
         return step
 
     async def _room(self, market: str) -> None:
         """Going as fast as it goes: wait for the slowest subscriber, or a moment where there is none."""
-        listeners = [c for c in self.connections if c.socket is not None and ("orderbook", market) in c.subscriptions]
+        listeners = [c for c in self.connections if c.socket is not None and c.of_market(market)]
         await asyncio.sleep(0 if listeners else 0.02)
         for c in listeners:
             await c.room()
@@ -289,7 +348,7 @@ class Venue(ABC):
         wanted = {(s.channel, s.market): s for s in subscriptions}
         frames = [f for f in recording.frames if (f.channel, f.market) in wanted]
         for s in subscriptions:
-            for message in self.prelude(s, [f for f in frames if f.market == s.market]):
+            for message in self.prelude(s, [f for f in frames if (f.channel, f.market) == (s.channel, s.market)]):
                 c.publish(s, message)
         stamped = [f.time_s for f in frames if f.time_s is not None]
         span_s = max(stamped) - min(stamped) + 1 if stamped else 1.0
@@ -319,7 +378,7 @@ class Venue(ABC):
         sent = self.addressed(s, data)
         return Message(
             sent.encode() if self.sends_bytes() else sent,
-            frame.what, frame.bids, frame.asks, frame.venue_us, frame.sequence,
+            frame.what, frame.bids, frame.asks, frame.venue_us, frame.sequence, frame.rows,
         )  # fmt: skip
 
     def addressed(self, s: Subscription, data: str) -> str:

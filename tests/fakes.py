@@ -22,8 +22,13 @@ from collector.intake import Intake
 from collector.log import Log
 from collector.metrics import OUTCOMES, Metrics
 from collector.records import (
+    CANDLES,
     KEYFRAME,
+    ORDERBOOK,
+    TICKER,
+    TRADES,
     BookRow,
+    CandleRow,
     CoverageMark,
     Delivery,
     EpochEnded,
@@ -32,9 +37,13 @@ from collector.records import (
     Event,
     Record,
     Rejected,
+    StreamRow,
+    TickerRow,
+    TradeRow,
 )
 from controllers.base import Setup
 
+CHANNEL_OF = {TradeRow: TRADES, TickerRow: TICKER, CandleRow: CANDLES}
 NOON_US = 1_790_000_000_000_000 // 86_400_000_000 * 86_400_000_000 + 43_200_000_000  # noon of a day in 2026
 
 Sides = tuple[dict[str, str], dict[str, str]]
@@ -91,6 +100,7 @@ class Epoch:
     verdict: str
     rows: list[BookRow] = field(default_factory=list)
     books: list[Sides] = field(default_factory=list)
+    stream: list[StreamRow] = field(default_factory=list)  # trades, tickers or candles
     mark: CoverageMark | None = None
     ended: EpochEnded | None = None
 
@@ -171,12 +181,18 @@ class Stored:
                 self.epochs[record.epoch] = Epoch(record, record.verdict)
             case BookRow():
                 self._row(self._open(record.epoch), record)
+            case TradeRow() | TickerRow() | CandleRow():
+                epoch = self._open(record.epoch)
+                assert epoch.opened.channel == CHANNEL_OF[type(record)]
+                assert record.received_us >= epoch.opened.opened_us
+                epoch.stream.append(record)
             case CoverageMark():
                 epoch = self._open(record.epoch)
-                assert epoch.rows, "coverage without a book"
+                assert epoch.rows or epoch.opened.channel != ORDERBOOK, "coverage without a book"
                 assert record.confirmed_until_us <= record.heard_until_us
                 carried = any(one.reason in ("clock", "no_space") for one in self.of(epoch.opened.market))
-                assert record.frames >= 1 or epoch.verdict == "compared" or carried
+                joined = epoch.verdict in ("compared", "linked") or epoch.opened.channel != ORDERBOOK
+                assert record.frames >= 1 or joined or carried
                 epoch.mark = record
             case EpochEnded():
                 self._open(record.epoch).ended = record

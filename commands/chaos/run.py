@@ -16,7 +16,7 @@ import requests
 
 from commands.chaos.clock import NoCompiler, SteppedClock
 from commands.chaos.daemon import SETTINGS, ChildDaemon
-from commands.chaos.schedule import EXCHANGES, Act, schedule
+from commands.chaos.schedule import EXCHANGES, KOREAN, NUMBERED, Act, schedule
 from commands.chaos.stores import Subject
 from simulator import Simulator, Timing
 from simulator.judge import Verdict, judge
@@ -26,6 +26,7 @@ LIVE_S = 60.0  # all is live again so long after the last fault, at the most
 RATE_HZ = 10.0
 HEARTBEATS = Timing(status_s=1, ping_s=1)  # so that data can stop while they go on
 MARKETS = ("BTC-KRW", "ETH-KRW")
+DOLLARS = ("BTC-USDT", "ETH-USDT")  # of the exchanges that are not Korean
 ENDED_BY_US = ("database", "disk_full")  # what lasts otherwise ends by itself
 
 
@@ -70,7 +71,7 @@ class Chaos:
         self._ledger = folder / "ledger.jsonl"
         self._spool = folder / "spool"
         self._simulator = Simulator(
-            EXCHANGES, MARKETS, seed=seed, rate_hz=RATE_HZ, timing=HEARTBEATS, ledger=self._ledger
+            EXCHANGES, (*MARKETS, *DOLLARS), seed=seed, rate_hz=RATE_HZ, timing=HEARTBEATS, ledger=self._ledger
         )
         self._port = _free_port()
         self._clock = self._make_clock()
@@ -176,7 +177,8 @@ class Chaos:
         exchanges: dict[str, Any] = {
             name: {
                 "endpoint": endpoint,
-                "markets": [MARKETS[0]],
+                "markets": [MARKETS[0]] if name in KOREAN else list(DOLLARS),
+                "markets_per_connection": 1 if name in KOREAN else 2,
                 "backoff": {"base_s": 0.05, "cap_s": 0.5},
                 "probe_interval_s": 2,
                 "stale_s": 3,
@@ -243,7 +245,7 @@ class Chaos:
                 fault("early_change", exchange)
                 fault("disconnect", exchange)
             case "reorder":
-                fault("late", exchange)
+                fault("swap" if exchange in NUMBERED else "late", exchange)
             case _:
                 fault(act.kind, exchange, **lasting, **act.parameters)
 

@@ -7,7 +7,9 @@ from typing import Any
 
 from simulator.faults import GARBAGE
 
-EXCHANGES = ("upbit", "bithumb", "coinone", "korbit", "gopax")
+KOREAN = ("upbit", "bithumb", "coinone", "korbit", "gopax")
+NUMBERED = ("binance", "bybit", "coinbase", "kraken", "kucoin", "okx")  # or summed: a lost change shows at once
+EXCHANGES = (*KOREAN, *NUMBERED)
 POLLED = "BTC-KRW"  # bithumb's first market is polled, its second heard over a socket
 DEATHS_A_MINUTE = 3  # a worker that dies more often is left alone for a while
 FAULTS_PER_S = 1.0  # besides the kills
@@ -66,8 +68,10 @@ def _garbage(dice: Dice) -> _Made:
 
 
 def _swallow(dice: Dice) -> _Made:
-    # Where a lost message can be found out: books kept from changes are compared, a lost answer to a poll is noticed.
-    return dice.choice(("gopax", "bithumb")), None, {"market": POLLED}
+    # Where a lost message can be found out: a change that is numbered is missed by the next one, books kept from others
+    # are compared, a lost answer to a poll is noticed.
+    exchange = dice.choice(("gopax", "bithumb", *NUMBERED))
+    return exchange, None, {} if exchange in NUMBERED else {"market": POLLED}
 
 
 def _total(dice: Dice) -> _Made:
@@ -109,7 +113,7 @@ KINDS: dict[str, tuple[Callable[[Dice], _Made], int, str]] = {
     "swallow": (_swallow, 2, "one message, or one answer to a poll, is lost"),
     "garbage": (_garbage, 4, "a spoiled message"),
     "duplicate": (_few, 2, "messages come twice"),
-    "reorder": (_reorder, 2, "a book comes after the one that follows it, a change before its book"),
+    "reorder": (_reorder, 2, "a message comes after the one that follows it, a change before its book"),
     "crossed": (_at_once, 1, "a bid above the best ask"),
     "corrupt_total": (_total, 1, "totals that do not match their levels"),
     "rate_limit": (_refused, 2, "429 with Retry-After"),

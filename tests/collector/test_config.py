@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import pytest
 import yaml
@@ -15,15 +15,10 @@ from collector.records import CHANNELS
 from collector.settings import (
     PATH_VARIABLES,
     SECRET_VARIABLES,
-    Channel,
     Known,
     MarketChoice,
-    is_pattern,
-    matches,
-    resolved,
 )
 from tests.conftest import ROOT
-
 
 
 class Spot(NamedTuple):

@@ -31,6 +31,18 @@ def test_a_full_intake_refuses_and_keeps_nothing_of_what_it_refused() -> None:
     assert texts(intake.take(10)) == ["a", "b"]
 
 
+def test_whoever_listens_hears_what_was_taken_and_nothing_else() -> None:
+    intake = Intake(SIZE)
+    heard: list[Delivery] = []
+    intake.tap = heard.append
+
+    intake.put(delivery("a"))
+    intake.put(delivery("refused"))
+    intake.put(delivery("end"), force=True)
+
+    assert texts(heard) == ["a", "end"]
+
+
 def test_what_ends_an_epoch_is_taken_even_when_full() -> None:
     intake = Intake(SIZE)
     intake.put(delivery("data"))

@@ -35,6 +35,7 @@ class Daemon:
             status=lambda: self.state,
             healthy=lambda: self.health,
             ready=lambda: self.readiness,
+            prices=lambda market, depth: {"market": market, "depth": depth},
             on_error=self.errors.append,
         )
 
@@ -97,6 +98,19 @@ def test_health_and_readiness_are_two_things(daemon: Daemon) -> None:
 
     assert daemon.request("GET", "/healthz").status_code == 200
     assert daemon.request("GET", "/readyz").status_code == 503
+
+
+def test_prices(daemon: Daemon) -> None:
+    assert daemon.request("GET", "/prices.json?market=BTC-KRW").json() == {"market": "BTC-KRW", "depth": 20}
+    assert daemon.request("GET", "/prices.json?depth=3&market=BTC-USD:BTC").json() == {
+        "market": "BTC-USD:BTC",
+        "depth": 3,
+    }
+    for wrong in ("", "?depth=3", "?market=BTC-KRW&depth=-1", "?market=BTC-KRW&depth=x", "?market=BTC-KRW&book=1"):
+        answer = daemon.request("GET", f"/prices.json{wrong}")
+        assert (answer.status_code, answer.json()) == (400, {"error": "allowed: /prices.json?market=BTC-KRW&depth=20"})
+    daemon.server.prices = None
+    assert daemon.request("GET", "/prices.json?market=BTC-KRW").status_code == 404
 
 
 def test_status(daemon: Daemon) -> None:

@@ -1,12 +1,14 @@
 """Controllers that run against the simulator over real sockets, and what is asked of them."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 from collector.clock import Clock
+from collector.records import ORDERBOOK
 from controllers.base import Controller, Setup
 from simulator import Simulator
 from simulator.venue import Timing
@@ -31,11 +33,18 @@ class Live:
         self.setup: Setup
         self.stored: Stored
 
-    def start(self, cls: type[Controller], *markets: str, start: bool = True, **options: Any) -> Controller:
+    def start(
+        self,
+        cls: type[Controller],
+        *markets: str,
+        start: bool = True,
+        channels: Sequence[str] = (ORDERBOOK,),
+        **options: Any,
+    ) -> Controller:
         """Start a controller that waits next to nothing before it tries again."""
         options.setdefault("backoff", {"base_s": 0.01, "cap_s": 0.02, "healthy_s": 60})
         options.setdefault("endpoint", self.simulator.endpoints[cls.exchange])
-        self.setup = make_setup(clock=Clock(), log=self.log, **options)
+        self.setup = replace(make_setup(clock=Clock(), log=self.log, **options), channels=tuple(channels))
         self.stored = Stored(self.setup.intake)
         controller = cls(markets or ("BTC-KRW",), self.setup)
         self.controllers.append(controller)

@@ -4,8 +4,9 @@ from pathlib import Path
 import pytest
 
 from collector.errors import SourceError, VenueRefused
-from collector.records import Refused
-from controllers.coinone import Coinone
+from collector.records import CANDLES, CHANNELS, TRADES, Refused, Ticker, Trade
+from controllers.coinone import Coinone, CoinoneCandles
+from tests.controllers.streams import hearing, hold_to_any_polls, korean_us, polled
 from tests.controllers.venue import (
     Case,
     cases,
@@ -171,6 +172,81 @@ def test_any_answer_over_rest_is_read_or_a_source_error() -> None:
     hold_to_any_answers(Coinone, [json.dumps(REST_BOOK), json.dumps(listing), '{"result":"error"}'])
 
 
+# --- trades, tickers, candles -----------------------------------------------------------------------------------------
+
+TRADE = frame_of("coinone", "a trade whose maker sold")
+MINUTE = {
+    "timestamp": 1790134140000, "open": "116440000", "high": "116460000", "low": "116430000", "close": "116450000.0",
+    "target_volume": "0.12340", "quote_volume": "14370000",
+}  # fmt: skip
+
+
+def chart(*rows: dict[str, object]) -> dict[str, object]:
+    return {"result": "success", "error_code": "0", "is_last": False, "chart": list(rows)}
+
+
+def test_a_frame_subscribes_to_each_channel_of_each_market() -> None:
+    coinone = hearing(Coinone, "BTC-KRW", "XRP-KRW")
+    assert coinone.channels == CHANNELS[:3]
+    asked = [json.loads(text) for text in coinone.subscribe_messages(coinone.markets)]
+    assert [(part["channel"], part["topic"]["target_currency"]) for part in asked] == [
+        ("ORDERBOOK", "BTC"), ("TRADE", "BTC"), ("TICKER", "BTC"),
+        ("ORDERBOOK", "XRP"), ("TRADE", "XRP"), ("TICKER", "XRP"),
+    ]  # fmt: skip
+    assert all(part["request_type"] == "SUBSCRIBE" and "format" not in part for part in asked)
+
+
+def test_trades_alone_are_subscribed_to_alone() -> None:
+    coinone = hearing(Coinone, channels=(TRADES,))
+    assert [json.loads(text)["channel"] for text in coinone.subscribe_messages(coinone.markets)] == ["TRADE"]
+
+
+def test_the_taker_bought_where_the_maker_sold() -> None:
+    coinone = make(Coinone)
+    (bought,) = coinone.parse(TRADE, 0)
+    (sold,) = coinone.parse(TRADE.replace(b"true", b"false"), 0)
+    assert isinstance(bought, Trade)
+    assert isinstance(sold, Trade)
+    assert (bought.side, sold.side) == ("buy", "sell")
+
+
+def test_candles_are_polled_of_one_market_at_a_time() -> None:
+    assert hearing(CoinoneCandles).channels == (CANDLES,)
+    assert make(CoinoneCandles).poll_path(CANDLES, "BTC-KRW", 0) == "/public/v2/chart/KRW/BTC?interval=1m&size=10"
+
+
+def test_polled_candles_come_newest_first_and_all_but_that_are_closed() -> None:
+    later = {**MINUTE, "timestamp": 1790134200000}
+    first, second = polled(make(CoinoneCandles), CANDLES, chart(later, MINUTE))
+    assert first == {
+        "candle": "BTC-KRW", "prices": ["116440000", "116460000", "116430000", "116450000.0"], "interval_s": 60,
+        "open_us": korean_us("2026-09-23T12:29:00"), "volume": "0.12340", "closed": True, "venue_us": None,
+    }  # fmt: skip
+    assert (second["open_us"], second["closed"]) == (1790134200000000, False)
+    assert polled(make(CoinoneCandles), CANDLES, chart()) == []
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"result": "error", "error_code": "108", "error_msg": "Unknown CryptoCurrency"},
+        {"result": "success"},
+        chart({**MINUTE, "timestamp": 1790134140001}),
+        chart({**MINUTE, "timestamp": None}),
+        chart({"timestamp": 1790134140000}),
+        [],
+        "<html>",
+    ],
+)
+def test_an_answer_that_holds_no_candles_is_a_source_error(answer: object) -> None:
+    with pytest.raises(SourceError):
+        polled(make(CoinoneCandles), CANDLES, answer)
+
+
+def test_any_answer_to_a_poll_gives_candles_or_a_source_error() -> None:
+    hold_to_any_polls(CoinoneCandles, CANDLES, [json.dumps(chart(MINUTE, MINUTE)), '{"result":"error"}'])
+
+
 # --- recorded ---------------------------------------------------------------------------------------------------------
 
 
@@ -207,9 +283,41 @@ def test_what_is_recorded_beside_books_is_known_or_refused(wire: Path) -> None:
             kinds |= {next(iter(each)) for each in told(coinone.parse(line.data.encode(), 0))} or {"nothing"}
         except SourceError as error:
             kinds.add(str(error))
-    assert kinds == {
-        "nothing", "refused", "response_type was 'DATA', channel 'TICKER'", "response_type was 'DATA', channel 'TRADE'",
-    }  # fmt: skip
+    assert kinds == {"nothing", "refused", "trade", "ticker"}
+
+
+def test_every_recorded_trade_and_ticker_comes_out_digit_for_digit(wire: Path) -> None:
+    coinone = make(Coinone)
+    read: list[str] = []
+    for line in recorded(wire, "coinone"):
+        frame = exactly(line.data)
+        if frame.get("channel") not in ("TRADE", "TICKER") or frame["response_type"] != "DATA":
+            continue
+        (message,) = coinone.parse(line.data.encode(), 0)
+        said = frame["data"]
+        if isinstance(message, Trade):
+            assert (message.market, message.id) == ("BTC-KRW", said["id"])
+            assert message.side == ("buy" if said["is_seller_maker"] else "sell")
+            assert (message.price, message.size) == (said["price"], said["qty"])
+            assert message.venue_us == int(said["timestamp"]) * 1000
+            assert said["id"].startswith(str(said["timestamp"]))
+        else:
+            prices = said["last"], said["bid_best_price"], said["ask_best_price"]
+            assert message == Ticker("BTC-KRW", *prices, said["target_volume"], int(said["timestamp"]) * 1000)
+        read.append(frame["channel"])
+    assert sorted(read) == ["TICKER", "TICKER", "TRADE", "TRADE"]
+
+
+def test_the_recorded_book_before_a_recorded_trade_says_that_the_taker_bought_where_the_maker_sold(wire: Path) -> None:
+    """The one recorded trade with a book of its market right before it: 82 ms, its four best asks and three bids."""
+    lines = {line.where: line.data for line in recorded(wire, "coinone")}
+    book = exactly(lines["samples_ws_trimmed_20260923.ndjson:2"])["data"]
+    (trade,) = make(Coinone).parse(lines["samples_ws_complete_20260923.ndjson:10"].encode(), 0)
+    assert isinstance(trade, Trade)
+    assert trade.venue_us - int(book["timestamp"]) * 1000 == 82_000
+    best_ask, best_bid = min(int(row["price"]) for row in book["asks"]), max(int(row["price"]) for row in book["bids"])
+    assert best_bid < best_ask
+    assert (int(trade.price), trade.side) == (best_ask, "buy")
 
 
 def test_recorded_answers_over_rest_are_read(wire: Path) -> None:

@@ -7,8 +7,9 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from collector.errors import SourceError, VenueRefused
-from collector.records import BookChange, Reply
-from controllers.gopax import Gopax, signature
+from collector.records import CANDLES, CHANNELS, ORDERBOOK, TICKER, TRADES, BookChange, Reply
+from controllers.gopax import Gopax, GopaxCandles, signature
+from tests.controllers.streams import hearing, hold_to_any_polls, korean_us, polled
 from tests.controllers.venue import (
     Case,
     cases,
@@ -140,6 +141,80 @@ def test_any_answer_over_rest_is_read_or_a_source_error() -> None:
     hold_to_any_answers(Gopax, [json.dumps(REST_BOOK), '[{"id":1,"name":"ETH-KRW"}]', '{"errorCode":10058}'])
 
 
+# --- trades, tickers, candles -----------------------------------------------------------------------------------------
+
+WITH_TRADES = frame_of("gopax", "the complete book with which trades come")
+CHANGE = (
+    b'{"i":-1,"n":"OrderBookEvent","o":{"ask":[],"bid":[{"entryId":9,"price":1,"volume":0}],"tradingPairName":"A-KRW"}}'
+)
+
+
+@pytest.mark.parametrize(
+    ("channels", "names"),
+    [
+        ((ORDERBOOK,), ["SubscribeToOrderBook", "SubscribeToOrderBook"]),
+        ((TRADES,), ["SubscribeToTradingPair", "SubscribeToTradingPair"]),
+        ((ORDERBOOK, TRADES), ["SubscribeToTradingPair", "SubscribeToTradingPair"]),
+        ((TICKER,), ["SubscribeToTickers"]),
+        ((ORDERBOOK, TICKER), ["SubscribeToOrderBook", "SubscribeToOrderBook", "SubscribeToTickers"]),
+        (CHANNELS, ["SubscribeToTradingPair", "SubscribeToTradingPair", "SubscribeToTickers"]),
+    ],
+)
+def test_book_and_trades_come_by_one_subscription_and_tickers_by_one_for_all(
+    channels: tuple[str, ...], names: list[str]
+) -> None:
+    gopax = hearing(Gopax, "BTC-KRW", "XRP-KRW", channels=channels)
+    asked = [json.loads(text) for text in gopax.subscribe_messages(gopax.markets)]
+    assert [part["n"] for part in asked] == names
+    markets = [part["i"] for part in asked if part["n"] != "SubscribeToTickers"]
+    assert markets in ([], ["BTC-KRW", "XRP-KRW"])
+    assert all(part["o"] == ({} if part["i"] == "tickers" else {"tradingPairName": part["i"]}) for part in asked)
+
+
+def test_the_book_that_comes_with_trades_is_left_out_where_nobody_asked_for_it() -> None:
+    gopax = hearing(Gopax, channels=(TRADES,))
+    assert told(gopax.parse(WITH_TRADES, 0)) == [{"subscribed": "trades", "market": "BTC-KRW"}]
+    assert list(gopax.parse(CHANGE, 0)) == []
+    assert len(list(hearing(Gopax).parse(CHANGE, 0))) == 1
+
+
+def test_tickers_of_other_markets_are_left_out() -> None:
+    frame = frame_of("gopax", "tickers of two markets, one of them ours")
+    assert [row["ticker"] for row in told(make(Gopax, "WOORI-KRW").parse(frame, 0))] == ["WOORI-KRW"]
+    assert told(make(Gopax, "XRP-KRW").parse(frame, 0)) == []
+
+
+def test_candles_are_polled_over_a_window_that_ends_now() -> None:
+    assert hearing(GopaxCandles).channels == (CANDLES,)
+    assert make(GopaxCandles).poll_path(CANDLES, "BTC-KRW", 1601033046191_999) == (
+        "/trading-pairs/BTC-KRW/candles?start=1601032146191&end=1601033046191&interval=1"
+    )
+
+
+def test_a_row_of_a_candle_has_its_low_first_and_its_opening_price_fourth() -> None:
+    rows = [[1601032200000, 10, 40, 20, 30, 0.5902], [1601032260000, 1, 4, 2, 3, 5]]
+    first, second = polled(make(GopaxCandles), CANDLES, rows)
+    assert first == {
+        "candle": "BTC-KRW", "prices": [20, 40, 10, 30], "interval_s": 60, "volume": "0.5902", "closed": True,
+        "open_us": korean_us("2020-09-25T20:10:00"), "venue_us": None,
+    }  # fmt: skip
+    assert (second["prices"], second["closed"]) == ([2, 4, 1, 3], False)
+    assert polled(make(GopaxCandles), CANDLES, []) == []
+
+
+@pytest.mark.parametrize(
+    "answer", [{}, [5], [[1]], [[1601032200000, 1, 2, 3, 4, 5, 6]], [[1601032200001, 1, 2, 3, 4, 5]]]
+)
+def test_an_answer_that_holds_no_candles_is_a_source_error(answer: object) -> None:
+    with pytest.raises(SourceError):
+        polled(make(GopaxCandles), CANDLES, answer if answer != {} else {"errorMessage": "x", "errorCode": 10058})
+
+
+def test_any_answer_to_a_poll_gives_candles_or_a_source_error() -> None:
+    row = [1601032200000, 10, 40, 20, 30, 0.5902]
+    hold_to_any_polls(GopaxCandles, CANDLES, [json.dumps([row, row]), '{"errorCode":10058}'])
+
+
 # --- recorded ---------------------------------------------------------------------------------------------------------
 
 
@@ -197,8 +272,7 @@ def test_what_is_recorded_beside_books_is_known_or_refused(wire: Path) -> None:
         except SourceError as error:
             kinds.add(str(error))
     assert kinds == {
-        "book", "change", "reply", "refused", "n was 'TickerEvent'", "n was 'PublicTradeEvent'",
-        "n was 'SubscribeToNothing'", "n was 'SubscribeToTickers'",
+        "book", "change", "reply", "refused", "trade", "ticker", "n was 'SubscribeToNothing'",
     }  # fmt: skip
 
 
@@ -228,3 +302,22 @@ def test_recorded_answers_over_rest_are_read(wire: Path) -> None:
             assert numbers(book.asks) == numbers(row[1:3] for row in answer["ask"])
             read += 1
     assert read == 3
+
+
+def test_recorded_tickers_are_those_of_their_last_trade(wire: Path) -> None:
+    (frame,) = [line.data for line in recorded(wire, "gopax") if "WOORI-KRW" in line.data]
+    said = exactly(frame)["o"]["WOORI-KRW"]
+    (ticker,) = told(make(Gopax, "WOORI-KRW").parse(frame.encode(), 0))
+    assert numbers({1: ticker["last"], 2: ticker["bid"], 3: ticker["ask"], 4: ticker["volume"]}) == numbers(
+        {1: said["last"], 2: said["highestBid"], 3: said["lowestAsk"], 4: said["baseVolume"]}
+    )
+    assert ticker["venue_us"] == said["lastTraded"] * 1000
+
+
+def test_the_documented_candle_is_read_low_first(wire: Path) -> None:
+    (answer,) = [line.data for line in recorded(wire, "gopax", "rest") if "/candles?" in line.url]
+    ((time, low, high, first, last, volume),) = exactly(answer)
+    (candle,) = polled(make(GopaxCandles), CANDLES, answer)
+    assert (candle["open_us"], candle["volume"]) == (time * 1000, str(volume))
+    assert candle["prices"] == [first, high, low, last]
+    assert low <= min(first, last) <= max(first, last) <= high

@@ -4,8 +4,9 @@ from pathlib import Path
 import pytest
 
 from collector.errors import SourceError
-from collector.records import Book, Refused
-from controllers.korbit import Korbit
+from collector.records import CANDLES, CHANNELS, TICKER, TRADES, Book, Refused, Ticker, Trade
+from controllers.korbit import Korbit, KorbitCandles
+from tests.controllers.streams import hearing, hold_to_any_polls, korean_us, polled
 from tests.controllers.venue import (
     Case,
     cases,
@@ -149,6 +150,83 @@ def test_any_answer_over_rest_is_read_or_a_source_error() -> None:
     hold_to_any_answers(Korbit, [json.dumps(REST_BOOK), listing, '{"success":false}'])
 
 
+# --- trades, tickers, candles -----------------------------------------------------------------------------------------
+
+MINUTE = {
+    "timestamp": 1790134140000, "open": "116440000", "high": "116460000", "low": "116430000", "close": "116450000",
+    "volume": "0.12340",
+}  # fmt: skip
+
+
+def test_a_request_is_made_for_each_channel_of_each_market_and_its_number_tells_which() -> None:
+    korbit = hearing(Korbit, "BTC-KRW", "ETH-KRW")
+    assert korbit.channels == CHANNELS[:3]
+    (text,) = korbit.subscribe_messages(korbit.markets)
+    asked = [(part["requestId"], part["type"], part["symbols"]) for part in json.loads(text)]
+    assert asked == [
+        (1, "orderbook", ["btc_krw"]), (2, "orderbook", ["eth_krw"]), (3, "trade", ["btc_krw"]),
+        (4, "trade", ["eth_krw"]), (5, "ticker", ["btc_krw"]), (6, "ticker", ["eth_krw"]),
+    ]  # fmt: skip
+    answers = [korbit.parse(f'{{"status":"success","requestId":{number}}}'.encode(), 0) for number in range(8)]
+    assert [told(answer) for answer in answers] == [
+        [], [], [], [{"subscribed": "trades", "market": "BTC-KRW"}], [{"subscribed": "trades", "market": "ETH-KRW"}],
+        [{"subscribed": "ticker", "market": "BTC-KRW"}], [{"subscribed": "ticker", "market": "ETH-KRW"}], [],
+    ]  # fmt: skip
+
+
+def test_one_market_that_is_subscribed_to_again_keeps_its_numbers() -> None:
+    korbit = hearing(Korbit, "BTC-KRW", "ETH-KRW", channels=(TRADES, TICKER))
+    (text,) = korbit.subscribe_messages(["ETH-KRW"])
+    assert [part["requestId"] for part in json.loads(text)] == [2, 4]
+
+
+def test_the_latest_trade_that_comes_first_again_is_the_trade_it_was() -> None:
+    frame = frame_of("korbit", "a first trade, the latest one again")
+    later = frame.replace(b'"snapshot":true,', b"").replace(b"1790134328085", b"1790134317600")
+    assert list(make(Korbit).parse(frame, 0)) == list(make(Korbit).parse(later, 0))
+
+
+def test_trades_of_a_frame_are_told_by_their_number() -> None:
+    trades = make(Korbit).parse(frame_of("korbit", "two trades, the later one first"), 0)
+    assert [trade.id for trade in trades if isinstance(trade, Trade)] == ["25441721", "25441723"]
+
+
+def test_candles_are_polled_of_one_market_at_a_time() -> None:
+    assert hearing(KorbitCandles).channels == (CANDLES,)
+    assert make(KorbitCandles).poll_path(CANDLES, "BTC-KRW", 0) == "/v2/candles?symbol=btc_krw&interval=1&limit=10"
+
+
+def test_all_polled_candles_but_the_newest_are_closed() -> None:
+    rows = [MINUTE, {**MINUTE, "timestamp": 1790134200000}]
+    first, second = polled(make(KorbitCandles), CANDLES, {"success": True, "data": rows})
+    assert first == {
+        "candle": "BTC-KRW", "prices": ["116440000", "116460000", "116430000", "116450000"], "interval_s": 60,
+        "open_us": korean_us("2026-09-23T12:29:00"), "volume": "0.12340", "closed": True, "venue_us": None,
+    }  # fmt: skip
+    assert (second["open_us"], second["closed"]) == (1790134200000000, False)
+    assert polled(make(KorbitCandles), CANDLES, {"success": True, "data": []}) == []
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"success": False, "error": {"code": 400, "message": "INVALID_CURRENCY_PAIR"}},
+        {"success": True},
+        {"success": True, "data": [{**MINUTE, "timestamp": 1790134140001}]},
+        {"success": True, "data": [{"timestamp": 1790134140000}]},
+        [],
+    ],
+)
+def test_an_answer_that_holds_no_candles_is_a_source_error(answer: object) -> None:
+    with pytest.raises(SourceError):
+        polled(make(KorbitCandles), CANDLES, answer)
+
+
+def test_any_answer_to_a_poll_gives_candles_or_a_source_error() -> None:
+    good = json.dumps({"success": True, "data": [MINUTE, MINUTE]})
+    hold_to_any_polls(KorbitCandles, CANDLES, [good, '{"success":false}'])
+
+
 # --- recorded ---------------------------------------------------------------------------------------------------------
 
 
@@ -180,7 +258,45 @@ def test_what_is_recorded_beside_books_is_known_or_refused(wire: Path) -> None:
             kinds |= {next(iter(each)) for each in told(korbit.parse(line.data.encode(), 0))} or {"nothing"}
         except SourceError as error:
             kinds.add(str(error))
-    assert kinds == {"nothing", "refused", "type was 'ticker', status None", "type was 'trade', status None"}
+    assert kinds == {"nothing", "refused", "trade", "ticker"}
+
+
+def test_every_recorded_trade_and_ticker_comes_out_digit_for_digit(wire: Path) -> None:
+    korbit = make(Korbit)
+    read: list[str] = []
+    for line in recorded(wire, "korbit"):
+        frame = exactly(line.data)
+        if not isinstance(frame, dict) or frame.get("type") not in ("trade", "ticker"):
+            continue
+        (message,) = korbit.parse(line.data.encode(), 0)
+        market = frame["symbol"].upper().replace("_", "-")
+        if isinstance(message, Trade):
+            (said,) = frame["data"]
+            assert (message.market, message.id) == (market, str(said["tradeId"]))
+            assert message.side == ("buy" if said["isBuyerTaker"] else "sell")
+            assert (message.price, message.size) == (said["price"], said["qty"])
+            assert message.venue_us == int(said["timestamp"]) * 1000
+        else:
+            said = frame["data"]
+            prices = said["close"], said["bestBidPrice"], said["bestAskPrice"]
+            assert message == Ticker(market, *prices, said["volume"], int(frame["timestamp"]) * 1000)
+        read.append(frame["type"])
+    assert sorted(read) == ["ticker"] * 5 + ["trade"] * 2
+
+
+def test_recorded_candles_of_days_begin_at_midnight_in_korea(wire: Path) -> None:
+    days = [line for line in recorded(wire, "korbit", "rest") if "interval=1D" in line.url]
+    for line in days:
+        candles = polled(make(KorbitCandles), CANDLES, line.data)
+        said = exactly(line.data)["data"]
+        assert [candle["open_us"] for candle in candles] == [
+            korean_us(f"2026-08-{day}T00:00:00") for day in (28, 29, 30)
+        ]
+        assert [candle["prices"] for candle in candles] == [
+            [row[name] for name in ("open", "high", "low", "close")] for row in said
+        ]
+        assert [candle["volume"] for candle in candles] == [row["volume"] for row in said]
+    assert len(days) == 1
 
 
 def test_recorded_answers_over_rest_are_read(wire: Path) -> None:

@@ -77,10 +77,16 @@ def spacing(budget: Budget, clock: FakeClock) -> float:
 def test_every_exchange_has_its_documented_limits() -> None:
     limits = {name: (cls.budget_per_s, cls.connects_per_s) for name in known() for cls in [controller_class(name)]}
     assert limits == {
+        "binance": (1.5, 0.9),
         "bithumb": (150, 10),
+        "bybit": (50, 1.5),
+        "coinbase": (5, 4),
         "coinone": (20, 5),
         "gopax": (1, 5),
         "korbit": (50, 5),
+        "kraken": (1, 0.25),
+        "kucoin": (20, 1),
+        "okx": (10, 3),
         "upbit": (10, 5),
     }
 

@@ -1,12 +1,15 @@
 import json
 from decimal import Decimal
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from collector.errors import BadFrame, SourceError
-from collector.records import CHECKSUM_MISMATCH, Book
+from collector.records import CHANNELS, CHECKSUM_MISMATCH, TRADES, Book, Candle, Ticker, Trade
 from controllers.upbit import Upbit
+from tests.controllers.streams import hearing, korean_us
 from tests.controllers.venue import (
     Case,
     cases,
@@ -23,6 +26,8 @@ from tests.controllers.venue import (
 from tests.fakes import Stored, make_setup
 
 BOOK = frame_of("upbit", "a book in SIMPLE, which is asked for")
+TRADE = frame_of("upbit", "a trade in SIMPLE")
+CANDLE = frame_of("upbit", "a candle in SIMPLE")
 LONG = {
     "ap": "ask_price", "bp": "bid_price", "as": "ask_size", "bs": "bid_size", "ty": "type", "cd": "code",
     "tms": "timestamp", "obu": "orderbook_units", "tas": "total_ask_size", "tbs": "total_bid_size",
@@ -153,6 +158,45 @@ def test_any_answer_over_rest_is_read_or_a_source_error() -> None:
     hold_to_any_answers(Upbit, [f"[{book}]", f"[{book},{book}]", '[{"market":"KRW-BTC"}]', '{"error":{"name":404}}'])
 
 
+# --- trades, tickers, candles -----------------------------------------------------------------------------------------
+
+
+def test_one_frame_subscribes_to_every_channel() -> None:
+    upbit = hearing(Upbit, "BTC-KRW", "ETH-BTC")
+    assert upbit.channels == CHANNELS
+    (text,) = upbit.subscribe_messages(upbit.markets)
+    _, *wanted, form = json.loads(text)
+    codes = ["KRW-BTC", "BTC-ETH"]
+    assert wanted == [{"type": name, "codes": codes} for name in ("orderbook", "trade", "ticker", "candle.1m")]
+    assert form == {"format": "SIMPLE"}
+
+
+def test_trades_alone_are_subscribed_to_alone() -> None:
+    upbit = hearing(Upbit, channels=(TRADES,))
+    (text,) = upbit.subscribe_messages(upbit.markets)
+    assert [part.get("type") for part in json.loads(text)] == [None, "trade", None]
+
+
+def test_the_latest_trade_that_comes_first_again_is_the_trade_it_was() -> None:
+    (live,) = make(Upbit).parse(TRADE, 0)
+    (again,) = make(Upbit).parse(TRADE.replace(b"REALTIME", b"SNAPSHOT").replace(b"1618678262712", b"1618678299999"), 0)
+    assert live == again
+
+
+@pytest.mark.parametrize("number", [2**53 + 1, 862683813820523889, 2**64 + 1])
+def test_a_number_of_a_trade_beyond_what_a_float_holds_is_kept_exactly(number: int) -> None:
+    (trade,) = make(Upbit).parse(TRADE.replace(b"1618678262000003", str(number).encode()), 0)
+    assert isinstance(trade, Trade)
+    assert trade.id == str(number)
+
+
+def test_a_candle_begins_in_utc_and_is_never_said_to_be_closed() -> None:
+    (candle,) = make(Upbit).parse(CANDLE, 0)
+    assert isinstance(candle, Candle)
+    assert candle.open_us == korean_us("2026-09-25T03:26:00")
+    assert (candle.interval_s, candle.closed) == (60, False)
+
+
 # --- recorded ---------------------------------------------------------------------------------------------------------
 
 
@@ -199,20 +243,90 @@ def test_the_totals_of_every_complete_recorded_book_add_up(wire: Path) -> None:
     assert checked == 146
 
 
-def test_what_is_recorded_beside_books_is_known_or_refused(wire: Path) -> None:
+LONG_EVENT = {
+    "ty": "type", "cd": "code", "tms": "timestamp", "tp": "trade_price", "tv": "trade_volume", "ab": "ask_bid",
+    "td": "trade_date", "ttm": "trade_time", "ttms": "trade_timestamp", "sid": "sequential_id",
+}  # fmt: skip
+
+
+def recorded_events(wire: Path, kind: str) -> list[tuple[str, dict[str, Any]]]:
+    """Return the recorded frames of a channel with an independent reading of each, in long keys."""
+    found = []
+    for line in recorded(wire, "upbit"):
+        frame = exactly(line.data)
+        if isinstance(frame, dict) and kind in (frame.get("type"), frame.get("ty")):
+            found.append((line.data, {str(LONG_EVENT.get(key, key)): value for key, value in frame.items()}))
+    return found
+
+
+def test_every_recorded_trade_comes_out_exactly(wire: Path) -> None:
+    upbit, read = make(Upbit), 0
+    for text, said in recorded_events(wire, "trade"):
+        if "sequential_id" not in said:  # cut by its publisher
+            with pytest.raises(BadFrame, match="trade id was None"):
+                upbit.parse(text.encode(), 0)
+            continue
+        (trade,) = upbit.parse(text.encode(), 0)
+        assert isinstance(trade, Trade)
+        assert trade.id == str(said["sequential_id"])
+        assert Decimal(trade.price) == said["trade_price"]
+        assert Decimal(trade.size) == said["trade_volume"]
+        assert trade.side == {"ASK": "sell", "BID": "buy"}[said["ask_bid"]]
+        assert trade.venue_us == said["trade_timestamp"] * 1000
+        in_korea = korean_us(f"{said['trade_date']}T{said['trade_time']}")
+        assert trade.venue_us // 1_000_000 * 1_000_000 == in_korea + 9 * 3_600_000_000, "what is written is UTC"
+        read += 1
+    assert read == 304 + 2 + 2 + 1
+
+
+def test_recorded_numbers_of_trades_are_unique_and_step_back(wire: Path) -> None:
+    numbers = [
+        int(said["sequential_id"])
+        for _, said in recorded_events(wire, "trade")
+        if said["code"] == "KRW-LAMB" and "sequential_id" in said
+    ]
+    assert len(set(numbers)) == len(numbers) == 299
+    assert sum(later < earlier for earlier, later in pairwise(numbers)) == 6
+
+
+def test_every_recorded_ticker_comes_out_exactly(wire: Path) -> None:
+    tickers = recorded_events(wire, "ticker")
+    for text, said in tickers:
+        (ticker,) = make(Upbit).parse(text.encode(), 0)
+        assert isinstance(ticker, Ticker)
+        assert ticker.last is not None
+        assert ticker.volume is not None
+        assert Decimal(ticker.last) == said["trade_price"]
+        assert Decimal(ticker.volume) == said["acc_trade_volume_24h"]
+        assert (ticker.bid, ticker.ask) == (None, None)
+        assert ticker.venue_us == said["timestamp"] * 1000
+    assert len(tickers) == 3
+
+
+def test_every_recorded_candle_comes_out_exactly_unless_no_minute_begins_there(wire: Path) -> None:
+    (live, said), (documented, _) = sorted(recorded_events(wire, "candle.1m"), key=lambda row: row[1]["code"])
+    (candle,) = make(Upbit).parse(live.encode(), 0)
+    assert isinstance(candle, Candle)
+    assert candle.open_us == korean_us(said["candle_date_time_kst"])
+    prices = [candle.open, candle.high, candle.low, candle.close]
+    keys = ("opening_price", "high_price", "low_price", "trade_price")
+    assert [Decimal(price) for price in prices] == [said[key] for key in keys]
+    assert Decimal(candle.volume) == said["candle_acc_trade_volume"]
+    with pytest.raises(BadFrame, match="a candle of one minute can't begin"):
+        make(Upbit).parse(documented.encode(), 0)
+
+
+def test_what_is_recorded_beside_data_is_known_or_refused(wire: Path) -> None:
     upbit = make(Upbit)
     kinds: set[object] = set()
     for line in recorded(wire, "upbit"):
-        if '"orderbook"' in line.data:
+        if any(f'"{kind}"' in line.data for kind in ("orderbook", "trade", "ticker", "candle.1m")):
             continue
         try:
             kinds.add(len(list(upbit.parse(line.data.encode(), 0))))
         except SourceError as error:
             kinds.add(str(error).split(":")[0])
-    assert kinds == {
-        0, "type was 'trade'", "type was 'ticker'", "type was 'candle.1m'", "NO_TICKET", "WRONG_FORMAT",
-        "INVALID_PARAM",
-    }  # fmt: skip
+    assert kinds == {0, "NO_TICKET", "WRONG_FORMAT", "INVALID_PARAM"}
 
 
 def test_recorded_books_over_rest_are_read(wire: Path) -> None:

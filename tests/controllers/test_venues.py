@@ -11,7 +11,8 @@ from controllers import Controller, controller_class, known, venues
 from controllers.gopax import Gopax
 from tests.controllers.venue import DATA
 
-NAMES = ["bithumb", "coinone", "gopax", "korbit", "upbit"]
+NAMES = ["binance", "bithumb", "bybit", "coinbase", "coinone", "gopax", "korbit", "kraken", "kucoin", "okx", "upbit"]
+BOTH = {"bithumb", "coinbase", "coinone", "gopax", "korbit"}  # of all but Bithumb only candles are polled
 
 
 def test_every_module_that_is_no_machinery_is_an_exchange() -> None:
@@ -24,7 +25,9 @@ def test_every_module_that_is_no_machinery_is_an_exchange() -> None:
 
 
 def test_every_exchange_has_one_usual_transport() -> None:
-    assert {name: set(ways) for name, ways in known().items()} == {name: {"websocket"} for name in NAMES} | {"bithumb": {"rest", "websocket"}}
+    assert {name: set(ways) for name, ways in known().items()} == {
+        name: {"rest", "websocket"} if name in BOTH else {"websocket"} for name in NAMES
+    }
     for name in NAMES:
         usual = controller_class(name)
         assert usual.exchange == name
@@ -33,10 +36,10 @@ def test_every_exchange_has_one_usual_transport() -> None:
 
 
 def test_what_there_is_none_of_is_told_with_what_there_is() -> None:
-    with pytest.raises(ConfigError, match="no controller for nope; there are bithumb, coinone"):
+    with pytest.raises(ConfigError, match="no controller for nope; there are binance, bithumb"):
         controller_class("nope")
-    with pytest.raises(ConfigError, match="no controller for gopax over rest"):
-        controller_class("gopax", "rest")
+    with pytest.raises(ConfigError, match="no controller for upbit over rest"):
+        controller_class("upbit", "rest")
     assert controller_class("gopax", "websocket") is Gopax
 
 
@@ -56,5 +59,5 @@ def test_an_exchange_says_all_that_its_base_needs(name: str) -> None:
         assert cls.rest_url.startswith("https://")
         assert cls.listing_path.startswith("/")
         assert cls.transport == transport
-        assert cls.parse is not Controller.parse
+        assert cls.parse is not Controller.parse or "parse_poll" in vars(cls)
         assert cls.parse_listing.__func__ is not Controller.parse_listing.__func__  # type: ignore[attr-defined]

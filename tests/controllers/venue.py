@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from collector.errors import SourceError
-from collector.records import Book, BookChange, Message, Refused, Reply
+from collector.records import Book, BookChange, Candle, Message, Refused, Reply, Subscribed, Ticker, Trade
 from controllers.base import Controller, Setup
 from controllers.websocket import WSController
 from tests.fakes import FakeClock, Stored, frame_counts, make_setup
@@ -83,8 +83,22 @@ def _told(message: Message) -> dict[str, Any]:
             return {"reply": message.text}
         case Refused():
             return {"refused": message.detail, "market": message.market}
+        case Subscribed():
+            return {"subscribed": message.channel, "market": message.market}
+        case Trade():
+            return {"trade": message.market, **_fields(message, "id", "side", "price", "size", "venue_us")}
+        case Ticker():
+            return {"ticker": message.market, **_fields(message, "last", "bid", "ask", "volume", "venue_us")}
+        case Candle():
+            prices = [message.open, message.high, message.low, message.close]
+            told = _fields(message, "interval_s", "open_us", "volume", "closed", "venue_us")
+            return {"candle": message.market, "prices": prices, **told}
         case _:
             return {type(message).__name__.lower(): msgspec.to_builtins(message)}
+
+
+def _fields(message: Message, *names: str) -> dict[str, Any]:
+    return {name: getattr(message, name) for name in names}
 
 
 def _sides(message: Book | BookChange) -> dict[str, Any]:
@@ -245,7 +259,7 @@ def check_anything(cls: type[Controller], frames: list[bytes]) -> None:
             messages = list(controller.parse(frame, 0))
         except SourceError:
             messages = []
-        assert all(isinstance(message, Book | BookChange | Reply | Refused) for message in messages)
+        assert all(isinstance(message, Message) for message in messages)
         try:
             controller.handle(frame, clock.advance(0.1))
         except SourceError:

@@ -89,13 +89,14 @@ class Stage:
         self.simulator, self.path = simulator, path
         self._clients: list[Client] = []
 
-    def dial(self, exchange: str, query: str = "") -> Client:
-        client = Client(self.simulator.endpoints[exchange]["websocket"] + query)
+    def dial(self, exchange: str, query: str = "", product: str = "") -> Client:
+        endpoint: Any = self.simulator.endpoints[exchange]
+        client = Client((endpoint["products"][product] if product else endpoint)["websocket"] + query)
         self._clients.append(client)
         return client
 
     def rest(self, exchange: str, path: str) -> str:
-        return self.simulator.endpoints[exchange]["rest"] + path
+        return str(self.simulator.endpoints[exchange]["rest"]) + path
 
     def ledger(self, **wanted: Any) -> list[dict[str, Any]]:
         """Read the ledger's lines that have these values; one that is just being written is left out."""

@@ -334,7 +334,7 @@ def test_faults_can_be_asked_for_over_http(stage: Start) -> None:
 
 
 def test_endpoints_lead_to_the_venues_own_paths(stage: Start) -> None:
-    s = stage(*venues())
+    s = stage("upbit", "bithumb", "coinone", "korbit", "gopax", "binance")
     port = s.simulator.url.rpartition(":")[2]
     paths = {
         "upbit": "/upbit/websocket/v1",
@@ -342,12 +342,19 @@ def test_endpoints_lead_to_the_venues_own_paths(stage: Start) -> None:
         "coinone": "/coinone",
         "korbit": "/korbit/v2/public",
         "gopax": "/gopax",
+        "binance": "/binance/stream",
     }
-    assert s.simulator.endpoints == {
+    found: dict[str, Any] = s.simulator.endpoints
+    products = found["binance"].pop("products")
+    assert found == {
         name: {"websocket": f"ws://127.0.0.1:{port}{path}", "rest": f"http://127.0.0.1:{port}/{name}"}
         for name, path in paths.items()
     }
-    assert requests.get(f"{s.simulator.url}/binance/x", timeout=5).status_code == 404
+    assert products["usdm"] == {
+        "websocket": f"ws://127.0.0.1:{port}/binance/usdm/public/stream",
+        "rest": f"http://127.0.0.1:{port}/binance/usdm",
+    }
+    assert requests.get(f"{s.simulator.url}/bitstamp/x", timeout=5).status_code == 404
 
 
 def test_connections_are_counted_by_kind(stage: Start, wait_until: WaitUntil) -> None:
@@ -401,8 +408,8 @@ def test_it_starts_again_on_the_same_port_with_the_same_ledger(tmp_path: Path) -
 
 
 def test_wrong_arguments_are_said_at_the_start(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no simulated exchange 'binance': one of bithumb, coinone"):
-        Simulator(["binance"]).start()
+    with pytest.raises(ValueError, match="no simulated exchange 'bitstamp': one of binance, bithumb"):
+        Simulator(["bitstamp"]).start()
     with pytest.raises(ValueError, match="no simulated exchange 'server'"):
         Simulator(["server"]).start()
     with Simulator(["upbit"]) as first, pytest.raises(OSError, match="address already in use"):

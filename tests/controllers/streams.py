@@ -1,0 +1,54 @@
+"""What tests of trades, tickers and candles share: who hears them, clocks in Korea, answers that may be spoiled."""
+
+import dataclasses
+import json
+from collections.abc import Iterable
+from datetime import datetime, timedelta, timezone
+from typing import Any, TypeVar
+
+import pytest
+
+from collector.errors import SourceError
+from collector.records import CHANNELS, Message
+from controllers.base import Controller
+from tests.controllers.venue import anything, told
+from tests.fakes import make_setup
+
+KOREA = timezone(timedelta(hours=9))
+Class = TypeVar("Class", bound=Controller)
+
+
+def hearing(cls: type[Class], *markets: str, channels: tuple[str, ...] = CHANNELS) -> Class:
+    """Return a controller that is to hear these channels as far as it offers them, not started."""
+    return cls(markets or ("BTC-KRW",), dataclasses.replace(make_setup(), channels=channels))
+
+
+def korean_us(written: str) -> int:
+    """Return the microseconds since 1970 UTC of a moment that a clock in Korea shows: `2026-09-25T03:26:00`."""
+    moment = datetime.fromisoformat(written).replace(tzinfo=KOREA)
+    return int(moment.timestamp()) * 1_000_000
+
+
+def polled(controller: Any, channel: str, answer: Any, market: str = "BTC-KRW") -> list[dict[str, Any]]:
+    """Read the answer to a poll, JSON or what is to be written as JSON, and tell it."""
+    body = answer if isinstance(answer, str) else json.dumps(answer)
+    return told(controller.parse_poll(channel, market, body.encode(), 0))
+
+
+def hold_to_any_polls(cls: type[Controller], channel: str, bodies: Iterable[str]) -> None:
+    """Check the property: any answer to a poll gives messages of that channel or a `SourceError`."""
+    pytest.importorskip("hypothesis", reason="property tests need requirements-dev.txt")
+    from hypothesis import given
+
+    controller: Any = hearing(cls)
+
+    @given(anything([body.encode() for body in bodies]))
+    def check(body: bytes) -> None:
+        try:
+            messages: list[Message] = list(controller.parse_poll(channel, "BTC-KRW", body, 0))
+        except SourceError as error:
+            str(error).encode("utf-8", "backslashreplace")
+            return
+        assert all(getattr(message, "channel", None) == channel for message in messages)
+
+    check()
