@@ -229,7 +229,7 @@ class TradeRow(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
 
 class TickerRow(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """One ticker, as it stands in the store; keyed by feed and `received_us`, which rises within an epoch."""
+    """One ticker, as it stands in the store; keyed by feed, `received_us`, which rises within an epoch, and epoch."""
 
     epoch: int
     received_us: int
@@ -243,7 +243,8 @@ class TickerRow(msgspec.Struct, frozen=True, gc=False, array_like=True):
 class CandleRow(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """One candle, as it stands in the store; keyed by feed, `interval_s` and `open_us`.
 
-    It replaces what stands there unless that is closed and this is not, or that was received later.
+    It replaces what stands there if this is closed and that is not, or if neither is more so and that was not received
+    later: in whatever order two collectors bring theirs, the same is left.
     """
 
     epoch: int

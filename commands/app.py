@@ -17,6 +17,7 @@ import controllers
 from collector.config import Settings, load
 from collector.errors import CollectorError, ConfigError, StorageError
 from collector.supervisor import Signals, catch_signals, ignore_signals
+from commands.audit import app as audit
 from commands.daemon import Daemon
 from commands.demo import demo
 from commands.options import DbOption, LanguageOption, MarketOption
@@ -43,6 +44,7 @@ app = typer.Typer(
 for command in COMMANDS:
     app.command()(command)
 app.add_typer(spool, name="spool")
+app.add_typer(audit, name="audit")
 app.add_typer(selftest, name="selftest")
 
 ConfigOption = Annotated[

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from collector.errors import CollectorError, ConfigError
+from collector.records import ORDERBOOK
 from collector.times import show_duration, show_time
 from commands.options import DbOption, FromOption, ToOption, database_of, moment_us, spool_of, time_range
 from commands.screen import err, out
@@ -18,9 +19,10 @@ from storage import DataConverter
 from storage.coverage import STATES, FeedCoverage
 from storage.coverage import coverage as coverage_of
 from storage.pending import pending
-from storage.reader import Gap, Reader
+from storage.reader import NAMES, Gap, Reader
 
 Format = Literal["json", "ndjson", "csv"]
+Channel = Literal["orderbook", "trades", "ticker", "candles"]
 
 
 def export(
@@ -30,6 +32,7 @@ def export(
     market: Annotated[
         str | None, typer.Option("--market", "-m", help="One market; default: all of the exchange.")
     ] = None,
+    channel: Annotated[Channel, typer.Option("--channel", "-c", help="What to write.")] = "orderbook",
     start: FromOption = None,
     end: ToOption = None,
     format: Annotated[Format | None, typer.Option("--format", "-f", help="Default: by the file's name.")] = None,
@@ -37,26 +40,32 @@ def export(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that exists.")] = False,
     db: DbOption = None,
 ) -> None:
-    """Write the recorded books of an exchange as JSON, one complete book for every update, with a receipt beside it."""
+    """Write what was recorded of an exchange as JSON, one complete book for every update, with a receipt beside it.
+
+    Or its trades, its tickers, or its candles of one minute: --channel.
+    """
     path = database_of(context, db)
     start_us, end_us = time_range(start, end)
     if format is None:
         format = _format_of(file)
     with Progress(
-        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[books]} books"), TimeElapsedColumn(),
+        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[done]} {task.fields[what]}"),
+        TimeElapsedColumn(),
         console=err, transient=True, disable=not err.is_terminal,
     ) as progress:  # fmt: skip
-        task = progress.add_task(f"{exchange.upper()} {market or 'all markets'}", total=1.0, books=0)
+        what = "books" if channel == "orderbook" else NAMES[channel]
+        task = progress.add_task(f"{exchange.upper()} {market or 'all markets'}", total=1.0, done=0, what=what)
         receipt = DataConverter(path).export(
             exchange,
             file,
+            channel=channel,
             format=format,
             market=market,
             start=start_us,
             end=end_us,
             numbers=numbers,
             overwrite=overwrite,
-            progress=lambda books, fraction: progress.update(task, completed=fraction, books=books),
+            progress=lambda done, fraction: progress.update(task, completed=fraction, done=done),
         )
     err.print(receipt.summary(), markup=False)
 
@@ -95,9 +104,10 @@ def book(
         table.add_row(bid[1], bid[0], ask[0], ask[1])
     out.print(table, highlight=False)
     flags = "".join(f", {flag}" for flag in found.flag_names)
+    unit = f", sizes in units of {found.unit}" if found.unit else ""
     out.print(
         f"{found.exchange} {found.market} received {show_time(found.received_us)}, {len(found.bids)} bids, "
-        f"{len(found.asks)} asks, {found.transport}, {found.verdict}{flags}, epoch {found.epoch} row {found.n}",
+        f"{len(found.asks)} asks, {found.transport}, {found.verdict}{unit}{flags}, epoch {found.epoch} row {found.n}",
         highlight=False,
         soft_wrap=True,
     )
@@ -114,6 +124,7 @@ def _book_json(found: Any, depth: int) -> dict[str, Any]:
         "n": found.n,
         "transport": found.transport,
         "verdict": found.verdict,
+        "unit": found.unit,
         "flags": found.flag_names,
         "asks": found.asks[: depth or None],
         "bids": found.bids[: depth or None],
@@ -126,6 +137,7 @@ def coverage(
     end: ToOption = None,
     exchange: Annotated[str | None, typer.Option("--exchange", "-e", help="One exchange.")] = None,
     market: Annotated[str | None, typer.Option("--market", "-m", help="One market.")] = None,
+    channel: Annotated[Channel | None, typer.Option("--channel", "-c", help="One channel.")] = None,
     format: Annotated[Literal["table", "json"], typer.Option("--format", "-f", help="How to print it.")] = "table",
     json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
     db: DbOption = None,
@@ -135,7 +147,9 @@ def coverage(
         start_us, end_us = time_range(start, end)
         spool = spool_of(context, db)
         waiting = pending(spool, reader) if spool is not None else {}
-        feeds = coverage_of(reader, start_us, end_us, exchange=exchange, market=market, pending=waiting)
+        feeds = coverage_of(
+            reader, start_us, end_us, exchange=exchange, market=market, channel=channel, pending=waiting
+        )
     if json or format == "json":
         sys.stdout.buffer.write(orjson.dumps([feed.as_dict() for feed in feeds], option=orjson.OPT_APPEND_NEWLINE))
     else:
@@ -143,8 +157,9 @@ def coverage(
 
 
 def print_coverage(feeds: Sequence[FeedCoverage]) -> None:
-    """Print a row for every feed."""
-    table = Table("exchange", "market", box=None, pad_edge=False)
+    """Print a row for every feed; where all are of order books nobody needs to be told."""
+    named = any(feed.channel != ORDERBOOK for feed in feeds)
+    table = Table("exchange", "market", *(["channel"] if named else []), box=None, pad_edge=False)
     usual = ("DATA", "QUIET", "GAP")
     states = [state for state in STATES if state in usual or any(feed.us(state) for feed in feeds)]
     for name in (*(state.lower() for state in states), "gaps", "longest gap"):
@@ -157,5 +172,6 @@ def print_coverage(feeds: Sequence[FeedCoverage]) -> None:
         told = f"{show_duration(feed.longest_gap_us / 1e6)} {longest.reason}" if longest else ""
         shares = [f"{feed.percent[state]} %" for state in states]
         heard_by = [", ".join(feed.collectors)] if shared else []
-        table.add_row(feed.exchange, feed.market, *shares, str(len(feed.gaps)), told, *heard_by)
+        where = [feed.exchange, feed.market, *([feed.channel] if named else [])]
+        table.add_row(*where, *shares, str(len(feed.gaps)), told, *heard_by)
     out.print(table, highlight=False)

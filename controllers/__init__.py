@@ -34,6 +34,7 @@ _SHARED = frozenset(
         "stream_feed",
         "tcp",
         "websocket",
+        "window",
     }
 )
 

@@ -645,7 +645,8 @@ class Controller(Worker):
                 continue  # its next message may be days away: whoever is connected will hear it
             found = (w.feeds[feed.market, feed.key.channel] for w in heirs)
             begun = [heir.opened_us for heir in found if heir.epoch and heir.opened_us]
-            until_at_us = feed.agreed_at_us if self.unproven else max(self._heard_at_us, feed.confirmed_at_us)
+            unproven = self.unproven and feed.key.channel == ORDERBOOK
+            until_at_us = feed.agreed_at_us if unproven else max(self._heard_at_us, feed.confirmed_at_us)
             until_us = until_at_us + feed.opened_us - feed.opened_at_us
             if not begun or (seamlessly and min(begun) > until_us):
                 return False

@@ -42,11 +42,9 @@ from collector.records import (
 from controllers.base import Setup
 from controllers.contracts import Contract, contract
 from controllers.levels import decode_any, house_form, listed, minute_us, quoted, shaped, stated_us, trade_id, venue_us
-from controllers.websocket import WSController
+from controllers.window import WindowedController
 
 STREAMS_A_REQUEST = 256  # a connection's greatest number of streams, 1024, fits into four requests
-SNAPSHOT_LEVELS = 1000
-PROBE_LEVELS = 100
 
 _Levels = list[tuple[str, str]]
 
@@ -151,15 +149,17 @@ _kinds: Mapping[str, Callable[[bytes], Any]] = {
 }
 
 
-class _Streams(WSController):
+class _Streams(WindowedController):
     """What spot and futures have in common."""
 
     streams: ClassVar[Mapping[str, str]]  # of each channel that the class offers
-    depth = SNAPSHOT_LEVELS
+    depth = 100  # that are known of a side at any time; nearly always it is more than five times as many
     changes_only = True
     verdict = "linked"
     text_numbers = True
-    probe_depth: ClassVar[int] = PROBE_LEVELS
+    probe_depth = depth
+    snapshot_levels = 1000
+    renewed_below = 500
     connection_age_s = 86_400.0
     connects_per_s = 0.9  # 300 in five minutes
     # Of 6000 units a minute on spot a snapshot costs 50, of 2400 on USD-M 20: both bear two a second.
@@ -213,7 +213,7 @@ class _Streams(WSController):
 
     def snapshot_path(self, market: str) -> str:
         """Return the path of the book that the stream continues, as deep as it can be asked for at that price."""
-        return f"{self.book_path}?symbol={quote(self.native(market))}&limit={SNAPSHOT_LEVELS}"
+        return f"{self.book_path}?symbol={quote(self.native(market))}&limit={self.snapshot_levels}"
 
     def parse_snapshot(self, market: str, body: bytes) -> Book:
         """Read `{"lastUpdateId":1,"bids":[["1.0","2.0"],...],"asks":...}`."""
@@ -222,7 +222,7 @@ class _Streams(WSController):
 
     def probe_path(self, market: str) -> str:
         """Return the path of the best levels of the same book; it costs a tenth of a snapshot."""
-        return f"{self.book_path}?symbol={quote(self.native(market))}&limit={PROBE_LEVELS}"
+        return f"{self.book_path}?symbol={quote(self.native(market))}&limit={self.depth}"
 
     def parse_probe(self, market: str, body: bytes) -> Book:
         """Read a shallow snapshot."""

@@ -145,10 +145,10 @@ def _polled_ticker_us(event: _Event) -> int:
     if not (isinstance(date, str) and isinstance(time, str) and len(date) == 8 and len(time) == 6):
         raise BadFrame(f"a ticker of date {date!r}, time {time!r}")
     traded_us = utc_us(f"{date[:4]}-{date[4:6]}-{date[6:]}T{time[:2]}:{time[2:4]}:{time[4:]}")
-    ahead_us = stated_us(event.traded) // 1_000_000 * 1_000_000 - traded_us
-    if ahead_us not in (0, KOREA_AHEAD_US):
-        raise BadFrame(f"the last trade was at {date} {time} UTC, and at {event.traded}")
-    return stated_us(event.timestamp) - ahead_us
+    for ahead_us in (0, KOREA_AHEAD_US):
+        if abs(stated_us(event.traded) - ahead_us - traded_us) < 2_000_000:  # what is written has whole seconds
+            return stated_us(event.timestamp) - ahead_us
+    raise BadFrame(f"the last trade was at {date} {time} UTC, and at {event.traded}")
 
 
 class _Bithumb(Controller):

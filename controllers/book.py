@@ -95,6 +95,12 @@ class Side:
         found = self._order[-1:] if highest else self._order[:1]  # in one step: other threads ask while it changes
         return found[0] if found else None
 
+    def nth(self, place: int, *, highest: bool) -> Decimal | None:
+        """Return the price of the level at a place, 1 being the best; None where there are fewer."""
+        if place > len(self._order):
+            return None
+        return self._order[-place] if highest else self._order[place - 1]
+
     def as_text(self, *, highest_first: bool) -> Changes:
         """Return the whole side, best price first, as it is given out."""
         prices = sorted(self.levels, key=self._numbers.__getitem__, reverse=highest_first)

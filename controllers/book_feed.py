@@ -8,11 +8,12 @@ A book that is kept from changes is proved message by message where the exchange
 that does not follow, or leaves another book than the exchange's, breaks it (`BookBroken`) and is not stored.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from typing import Protocol
 
 from collector.errors import BadFrame, BookBroken
+from collector.numbers import Number
 from collector.records import (
     CHECKSUM_MISMATCH,
     CROSSED,
@@ -170,6 +171,18 @@ class HeardBook(HeardFeed):
         self.frames, self.total = len(early), self.total + len(early)
         self.confirmed_at_us, self.waits_since_us = at_us, None
         return True
+
+    def complete(
+        self,
+        bids: Mapping[Number, Number],
+        asks: Mapping[Number, Number],
+        at_us: int,
+        offset_us: int,
+        records: list[Record],
+    ) -> None:
+        """Add levels that stood in the book all along, beyond what was known of it."""
+        known = BookChange(self.market, bids, asks, None, self.sequence)
+        self._row(known, *self.book.apply(known), False, at_us, offset_us, records)
 
     @property
     def waits_for_a_book(self) -> bool:

@@ -9,7 +9,7 @@ One complete book after subscribing (every level there is), then what changes; n
 - `-USDC` products are the `-USD` ones by another name, and answered under that (but for a few of their own);
 - trades stand newest first in a frame, and a subscription begins with some that were before it;
 - `side` of a trade is the maker's, so the taker did the opposite. The documentation of this interface does not say;
-  that of Coinbase Exchange, whose matching engine and trade ids these are, does. In a recording of it all 25 matches
+  that of Coinbase Exchange, whose matching engine and trade ids these are, does. In a recording of it all 31 matches
   have another side than the ticker of the same trade, and 24 of 24 ticker prices at a best price were at that of the
   ticker's side: the ticker tells the taker's, the match the maker's. Two other adapters for this interface agree;
 - the candles of the socket last five minutes: those of one minute are only had over REST;
@@ -179,7 +179,7 @@ class Coinbase(_Coinbase, WSController):
         events = bytes(message.events)
         match message.channel:
             case "l2_data":
-                for book in _decode_books(events):
+                for book in _joined(_decode_books(events)):
                     messages += self._book(message, book)
             case "market_trades":
                 messages += self._trades(_decode_trades(events))
@@ -280,6 +280,20 @@ class CoinbaseCandles(_Coinbase, RESTController):
     def parse_poll(self, channel: str, market: str, body: bytes, received_us: int) -> Iterable[Message]:
         """Read `{"candles":[{"start":"1712192400","low":...},...]}`, newest first, which names no market."""
         return in_order(_candle(market, row) for row in decode_any(body)["candles"])
+
+
+def _joined(events: Iterable[_BookEvent]) -> list[_BookEvent]:
+    # What one frame changes of a product is one change, in however many events it is told.
+    joined: list[_BookEvent] = []
+    last: dict[str, _BookEvent] = {}
+    for event in events:
+        before = last.get(event.product)
+        if before is not None and before.type == event.type == "update":
+            before.updates += event.updates
+        else:
+            joined.append(event)
+            last[event.product] = event
+    return joined
 
 
 def _trades_now(row: dict[str, Any]) -> bool:

@@ -10,6 +10,8 @@ changes aggregated over 10 ms, for the best 500 levels a side. Quirks:
 - times are nanoseconds, as JSON integers beyond 2^53; documentation shows micro- and milliseconds at times;
 - `side` of a trade is the taker's: of 14 recorded matches of the older interface, which had the same trade ids, 8 buys
   stood at our best ask, 1 sell at our best bid, none the other way round;
+- a connection bears 600 topics (a channel of a market each) and 300 messages of the client in 10 s: with every channel
+  that is 75 markets, or what is asked for at the start is more than that;
 - a candle's `S` says that it is the first of its minute, not that it is over; nothing says that.
 
 The older interface (`/market/level2` with a token) is not spoken here: the complete REST book that its changes continue

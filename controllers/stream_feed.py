@@ -4,8 +4,9 @@ None of them builds on the one before, so an epoch opens with any of them, or wh
 What is repeated, as after subscribing anew, makes no row.
 """
 
+import dataclasses
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from decimal import Decimal
 from typing import Any
 
@@ -19,6 +20,7 @@ from collector.records import (
     CandleRow,
     Datum,
     EpochOpened,
+    Feed,
     Record,
     StreamRow,
     Ticker,
@@ -26,7 +28,7 @@ from collector.records import (
     Trade,
     TradeRow,
 )
-from controllers.feed import HeardFeed
+from controllers.feed import FeedFacts, HeardFeed
 
 TRADES_KNOWN = 4096  # ids that are remembered, to know a repeat
 CANDLES_KNOWN = 16
@@ -35,7 +37,10 @@ _ZERO = Decimal(0)
 
 
 class HeardStream(HeardFeed):
-    """The state of a feed whose messages stand alone."""
+    """The state of a feed whose messages stand alone, however the books beside it are sent."""
+
+    def __init__(self, key: Feed, facts: FeedFacts, epochs: Iterator[int]) -> None:
+        super().__init__(key, dataclasses.replace(facts, changes_only=False), epochs)
 
     def take(self, message: Datum, at_us: int, offset_us: int, records: list[Record]) -> bool:
         """Take a trade, a ticker or a candle; see `HeardFeed.take`."""
@@ -186,7 +191,7 @@ class HeardCandles(HeardStream):
         self._amount(message.volume, what="volume", zero=True)
         key = message.interval_s, message.open_us
         known = self._known.get(key)
-        if known is not None and (known.closed or _state(known) == _state(message)):
+        if known is not None and (_state(known) == _state(message) or (known.closed and not message.closed)):
             return []
         ended = [
             _closed(candle)

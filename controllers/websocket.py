@@ -349,7 +349,7 @@ class WSController(DoubtingController):
         silent_us = now_us - self._heard_at_us
         if silent_us > self._stale_us:
             raise StaleConnection(f"not one frame for {silent_us / 1e6:.0f} s")
-        for feed in self.books.values():
+        for feed in () if self.joins_snapshots else self.books.values():
             # A quiet market may not speak for days, but a fresh subscription begins with its book.
             last_us = max(feed.confirmed_at_us, self._rejected_at_us)
             if not (feed.epoch or feed.refused) and last_us >= self._began_us and now_us - last_us > UNCOVERED_US:

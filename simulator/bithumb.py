@@ -134,9 +134,7 @@ class Bithumb(Upbit):
             f'"trade_date":"{at:%Y-%m-%d}","trade_time":"{at:%H:%M:%S}","trade_timestamp":{ms},'
             f'"sequential_id":{number},"timestamp":{now_us() // 1000},"stream_type":"{stream}"}}'
         )
-        if s.options["format"].startswith("SIMPLE"):
-            text = text.replace('"trade_date":', '"tdt":')
-        data = respelled(text, s.options["format"]).encode()
+        data = respelled(text, s.options["format"]).replace('"td":', '"tdt":').encode()
         return Message(data, "trade", rows=(replace(trade, id=number, time_us=ms * 1000),))
 
     def ticker_moment(self, at_us: int) -> datetime:

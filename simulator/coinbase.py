@@ -17,7 +17,6 @@ import asyncio
 import json
 import random
 import re
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -192,7 +191,7 @@ class Coinbase(Venue):
 
     def _say(self, c: Connection, channel: str, events: list[Any]) -> None:
         numbers: Numbers = c.memory["numbers"]
-        content = {"channel": channel, "timestamp": spelt(time.time_ns()), "sequence_num": numbers.take()}
+        content = {"channel": channel, "timestamp": spelt(now_us() * 1000), "sequence_num": numbers.take()}
         c.say(compact({**content, "events": events}))
 
     def _error(self, c: Connection, why: str) -> None:
@@ -221,7 +220,7 @@ class Coinbase(Venue):
 
     def book_frame(self, s: Subscription, book: Book, first: bool) -> Message:
         """Spell the complete book, its levels in no order."""
-        number, at_ns = self._number(s), time.time_ns()
+        number, at_ns = self._number(s), now_us() * 1000
         levels = [("bid", level) for level in book.bids] + [("offer", level) for level in book.asks]
         self._mixer.shuffle(levels)
         text = self._frame("l2_data", number, at_ns, self._event("snapshot", s.market, at_ns // 1000, levels))
@@ -243,14 +242,14 @@ class Coinbase(Venue):
         events, _ = self._steps[s.market]
         number = self._number(s)
         bids, asks = (tuple((c.price, c.volume) for c in step.changes if c.side == side) for side in ("bid", "ask"))
-        text = self._frame("l2_data", number, time.time_ns(), events)
+        text = self._frame("l2_data", number, now_us() * 1000, events)
         return [Message(text, "change", bids, asks, step.book.time_us, number)]
 
     def sample(self, s: Subscription) -> str:
         """Give a change that changes nothing, to be spoiled."""
         level = self.shown(s.market).bids[0]
         event = self._event("update", s.market, now_us(), [("bid", level)])
-        return self._frame("l2_data", self._number(s), time.time_ns(), event)
+        return self._frame("l2_data", self._number(s), now_us() * 1000, event)
 
     def opening(self, s: Subscription, fresh: bool) -> Sequence[Message]:
         """Send the last trades, or the ticker, as a snapshot."""
@@ -272,7 +271,7 @@ class Coinbase(Venue):
             }
             for trade in reversed(trades)
         ]  # fmt: skip
-        number, at_ns = self._number(s), time.time_ns()
+        number, at_ns = self._number(s), now_us() * 1000
         text = self._frame("market_trades", number, at_ns, compact({"type": kind, "trades": rows}))
         return Message(text, "trade", venue_us=at_ns // 1000, sequence=number, rows=tuple(trades))
 
@@ -287,7 +286,7 @@ class Coinbase(Venue):
             "price_percent_chg_24_h": "0.03813791548644", "best_bid": ticker.bid, "best_ask": ticker.ask,
             "best_bid_quantity": ticker.bid_volume, "best_ask_quantity": ticker.ask_volume,
         }  # fmt: skip
-        number, at_ns = self._number(s), time.time_ns()
+        number, at_ns = self._number(s), now_us() * 1000
         text = self._frame("ticker", number, at_ns, compact({"type": kind, "tickers": [row]}))
         told = replace(ticker, time_us=at_ns // 1000)
         return Message(text, "ticker", venue_us=told.time_us, sequence=number, rows=(told,))

@@ -1,9 +1,10 @@
 """The judge: compares what a store holds with what the simulator says it sent, message by message.
 
 It counts by position, not by time: what an epoch accounts for is exactly the `frames` messages that the simulator sent
-on that subscription from the epoch's first book on. The judge rebuilds those books from the simulator's ledger with
-code of its own and wants each stored row to be the next different one. Everything it did not find accounted for must
-lie outside coverage. The collector's clock may be wrong by any amount: the first message of an epoch tells how much.
+on that subscription from the epoch's first one on. The judge rebuilds books from the simulator's ledger with code of
+its own and wants each stored row to be the next different one; of trades, tickers and candles it wants all that these
+messages hold, and nothing else. Everything it did not find accounted for must lie outside coverage. The collector's
+clock may be wrong by any amount: the first message of an epoch tells how much.
 
 It reads the tables directly and shares nothing with the reader, so that one fault can't hide the other.
 """
@@ -14,7 +15,8 @@ from pathlib import Path
 
 from simulator.rebuilt import Misfit, Stream, Track, rebuild, streams
 from simulator.sent import Sent, SentLedger, Subscription, open_ledger
-from simulator.stored import Contents, Epoch, read_store
+from simulator.stored import Contents, Epoch, Feed, read_store
+from simulator.taped import KINDS, Told, follow
 
 # A message may have been on its way when the connection ended: sent, by its ledger time, just before the last one was
 # heard.
@@ -22,9 +24,8 @@ GRACE_US = 1_500_000
 # Answers to polls that are no further apart leave no gap, whatever became of those between them: a second is allowed,
 # the rest is for the way.
 POLLS_APART_US = 1_500_000
+BOOK = "orderbook"
 BATCHES_IN_SPOOL = (".spool", ".dropped")
-
-Feed = tuple[str, str]
 
 
 @dataclass
@@ -92,17 +93,18 @@ def judge(ledger: Path, store: Path | str, *, spool: Path | None = None) -> Verd
     with open_ledger(ledger) as sent:
         subscriptions: dict[Feed, list[Subscription]] = {}
         for one in sent.subscriptions:
-            if one.channel == "orderbook":
-                subscriptions.setdefault((one.exchange, one.market), []).append(one)
-        feeds = {feed: _JudgedFeed(feed, list(streams(mine)), sent, verdict) for feed, mine in subscriptions.items()}
+            if one.channel == BOOK or one.channel in KINDS:
+                subscriptions.setdefault((one.exchange, one.market, one.channel), []).append(one)
         for epoch in contents.epochs:
-            feed = epoch.exchange, epoch.market
-            if feed not in feeds:
-                feeds[feed] = _JudgedFeed(feed, [], sent, verdict)
-            feeds[feed].hear(epoch)
+            subscriptions.setdefault((epoch.exchange, epoch.market, epoch.channel), [])
+        feeds = {
+            feed: _judged(feed, list(streams(mine)), sent, verdict, contents) for feed, mine in subscriptions.items()
+        }
+        for epoch in contents.epochs:
+            feeds[epoch.exchange, epoch.market, epoch.channel].hear(epoch)
         certain: dict[str, list[bytes]] = {}
         sent_to: dict[str, Counter[bytes]] = {}
-        for (exchange, _), judged in sorted(feeds.items()):
+        for (exchange, _, _), judged in sorted(feeds.items()):
             judged.account()
             for frame, must in judged.garbage():
                 sent_to.setdefault(exchange, Counter())[frame] += 1
@@ -173,10 +175,14 @@ class _Claim:
 
 
 class _JudgedFeed:
-    """One market of one exchange."""
+    """The books of one market of one exchange."""
+
+    _kinds: tuple[str, ...] = ("book", "change")
 
     def __init__(self, feed: Feed, sent: list[Stream], ledger: SentLedger, verdict: Verdict) -> None:
-        self._exchange, self._market = feed
+        self._exchange, self._market, channel = feed
+        if channel != BOOK:
+            self._market += f" {channel}"
         self._streams, self._ledger, self._verdict = sent, ledger, verdict
         self._claims: list[_Claim] = []
         self._reached: dict[str, int] = {}  # of each transport, the newest subscription that an epoch was found in
@@ -199,18 +205,24 @@ class _JudgedFeed:
             return
         # The clock is wrong by as much, or the messages took so long: then the claim ends earlier.
         ahead_us = max(track.ahead_us[0], track.ahead_us[-1])
-        from_us = epoch.opened_us - ahead_us if track.first < 0 else stream.messages[track.first].time_us
+        from_us = self._opened_us(epoch, stream, track, ahead_us)
         self._claims.append(_Claim(epoch, from_us, epoch.confirmed_until_us - ahead_us, stream, track))
+
+    def _opened_us(self, epoch: Epoch, stream: Stream, track: Track, ahead_us: int) -> int:
+        return epoch.opened_us - ahead_us if track.first < 0 else stream.messages[track.first].time_us
+
+    def _fit(self, stream: Stream, epoch: Epoch) -> Track | str:
+        answers = [message for one in self._streams if one.polled for message in one.messages]
+        return rebuild(stream, epoch, self._ledger, answers)
 
     def _place(self, epoch: Epoch) -> tuple[Stream | None, Track | None, str]:
         # Epochs come in the order of their subscriptions. Where those of a market that stands still begin alike, the
         # first that is not used yet is as good as any: epochs that are to come need the later ones.
         mine = [stream for stream in self._streams if stream.transport == epoch.transport]
         problems: list[str] = []
-        answers = [message for stream in self._streams if stream.polled for message in stream.messages]
         reached = self._reached.get(epoch.transport, 0)
         for stream in mine[reached:] + mine[:reached]:
-            track = rebuild(stream, epoch, self._ledger, answers)
+            track = self._fit(stream, epoch)
             if isinstance(track, Track):
                 self._reached[epoch.transport] = max(reached, mine.index(stream))
                 return stream, track, ""
@@ -238,7 +250,7 @@ class _JudgedFeed:
         elif message.what == "garbage":
             count(self._exchange, "sent")
             count(self._exchange, "rejected")
-        elif message.what in ("book", "change"):
+        elif message.what in self._kinds:
             count(self._exchange, "sent")
             if index in stream.held:
                 count(self._exchange, "duplicate" if stream.held[index] else "stored")
@@ -307,3 +319,38 @@ class _JudgedFeed:
                         certain.add(frame)
                     found.append((frame, must))
         return found
+
+
+class _JudgedTape(_JudgedFeed):
+    """The trades, the tickers or the candles of one market."""
+
+    def __init__(self, feed: Feed, sent: list[Stream], ledger: SentLedger, verdict: Verdict, told: Told) -> None:
+        super().__init__(feed, sent, ledger, verdict)
+        self._told = told
+        self._kinds = (KINDS[told.channel],)
+
+    def _fit(self, stream: Stream, epoch: Epoch) -> Track | str:
+        return follow(stream, epoch, self._ledger, self._told)
+
+    def _opened_us(self, epoch: Epoch, stream: Stream, track: Track, ahead_us: int) -> int:
+        return epoch.opened_us - ahead_us  # it may have opened before its first message
+
+    def _must_be_outside(self, stream: Stream, message: Sent) -> bool:
+        if not message.withheld and self._told.holds(message, self._ledger):
+            return False  # by another way
+        return super()._must_be_outside(stream, message)
+
+    def _nobody_could_know(self, stream: Stream, message: Sent) -> bool:
+        # Nothing shows that one is missing, as long as others follow.
+        index = stream.messages.index(message)
+        return message.withheld and any(
+            claim.track is not None and claim.stream is stream and min(held) < index < max(held)
+            for claim in self._claims
+            if claim.track is not None and (held := claim.track.held)
+        )
+
+
+def _judged(feed: Feed, sent: list[Stream], ledger: SentLedger, verdict: Verdict, contents: Contents) -> _JudgedFeed:
+    if feed[2] == BOOK:
+        return _JudgedFeed(feed, sent, ledger, verdict)
+    return _JudgedTape(feed, sent, ledger, verdict, Told(feed[2], contents.streams.get(feed, ())))

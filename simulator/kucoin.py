@@ -13,7 +13,6 @@ cut; more than 600 topics are refused, more than 300 messages in 10 s end the co
 
 import json
 import re
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -101,7 +100,7 @@ class KuCoin(Venue):
             return
         if request.get("type") == "ping":
             if not c.muted():
-                self._say(c, {"id": request["id"], "type": "pong", "ts": str(time.time_ns())})
+                self._say(c, {"id": request["id"], "type": "pong", "ts": str(now_us() * 1000)})
             return
         action = str(request.get("action")).upper()
         if action not in ("SUBSCRIBE", "UNSUBSCRIBE"):
@@ -193,7 +192,7 @@ class KuCoin(Venue):
     ) -> Message:  # fmt: skip
         at_ns = _milliseconds(time_us)
         data = {"C": last, "M": at_ns, "O": first, "a": asks, "b": bids, "s": market}
-        frame = {"T": "obu.SPOT", "dp": "increment@10ms", "t": kind, "P": time.time_ns(), "d": data}
+        frame = {"T": "obu.SPOT", "dp": "increment@10ms", "t": kind, "P": now_us() * 1000, "d": data}
         return Message(compact(frame).encode(), "book", bids, asks, at_ns // 1000, last)
 
     def sample(self, s: Subscription) -> str:
@@ -234,7 +233,7 @@ class KuCoin(Venue):
         return self._pushed("kline", data, "candle", replace(candle, closed=False))
 
     def _pushed(self, channel: str, data: dict[str, Any], what: str, row: Trade | Ticker | Candle) -> Message:
-        at_ns = time.time_ns()
+        at_ns = now_us() * 1000
         if isinstance(row, Candle):
             row = replace(row, time_us=at_ns // 1000)
         text = compact({"T": f"{channel}.SPOT", "P": at_ns, "d": data})

@@ -25,7 +25,7 @@ class Misfit(StrEnum):
     UNREADABLE = "holds a row that can't be read"
 
 
-class _NoFit(Exception):
+class NoFit(Exception):
     """An epoch and a stretch of messages are not the same; the text says where."""
 
 
@@ -50,11 +50,14 @@ class Walk:
     early: list[int] = field(default_factory=list)  # changes that came before the book they belong to
     rising: bool = True  # a message whose number is not above the last one is a repeat
     begins: bool = False  # a complete book begins anew, whatever its number
+    # Of a feed of tickers or candles, what was told last, by key: a ticker has none.
+    said: dict[tuple[int, ...], tuple[object, ...]] = field(default_factory=dict)
 
     def copy(self) -> "Walk":
         """Return one that can be tried out."""
         book = dict(self.book[0]), dict(self.book[1])
-        return Walk(self.index, book, self.known, self.sequence, list(self.early), self.rising, self.begins)
+        early, said = list(self.early), dict(self.said)
+        return Walk(self.index, book, self.known, self.sequence, early, self.rising, self.begins, said)
 
 
 class Stream:
@@ -127,7 +130,7 @@ def rebuild(stream: Stream, epoch: Epoch, ledger: SentLedger, answers: Sequence[
                 return _Attempt(stream, epoch, ledger).go_on(joined)
             except _Unreadable as error:
                 return f"{Misfit.UNREADABLE}: {error}"
-            except _NoFit as error:
+            except NoFit as error:
                 problem = str(error)
     walk = stream.walk.copy()
     may_go_on = epoch.rows[0].venue_us is None  # what no message brought has no time of the exchange
@@ -136,7 +139,7 @@ def rebuild(stream: Stream, epoch: Epoch, ledger: SentLedger, answers: Sequence[
             if may_go_on and walk.known and walk.book == first:
                 try:
                     return _Attempt(stream, epoch, ledger).go_on(walk.copy())
-                except _NoFit as error:
+                except NoFit as error:
                     problem = str(error)
             if walk.index == len(stream.messages):
                 return problem
@@ -144,7 +147,7 @@ def rebuild(stream: Stream, epoch: Epoch, ledger: SentLedger, answers: Sequence[
             if _may_open(walk, message, epoch.rows[0]) and _opens(walk, message, first, ledger):
                 try:
                     return _Attempt(stream, epoch, ledger).begin(walk.copy())
-                except _NoFit as error:
+                except NoFit as error:
                     problem = str(error)
         except _Unreadable as error:
             return f"{Misfit.UNREADABLE}: {error}"
@@ -295,7 +298,7 @@ def _levels(row: Row, text: str | None) -> Levels:
 
 
 class _Attempt:
-    """An epoch laid beside the messages from one of them on; `_NoFit` where they are not the same."""
+    """An epoch laid beside the messages from one of them on; `NoFit` where they are not the same."""
 
     def __init__(self, stream: Stream, epoch: Epoch, ledger: SentLedger) -> None:
         self._stream, self._epoch, self._ledger = stream, epoch, ledger
@@ -318,7 +321,7 @@ class _Attempt:
         certain = doubtful = 0
         while walk.index == track.first or certain + doubtful < frames or (certain < frames and not rows.done):
             if walk.index == len(stream.messages):
-                raise _NoFit(f"accounts for {frames} messages, {certain + doubtful} were sent")
+                raise NoFit(f"accounts for {frames} messages, {certain + doubtful} were sent")
             message = stream.messages[walk.index]
             if message.withheld or message.what == "error":
                 walk.index += 1
@@ -332,7 +335,7 @@ class _Attempt:
                 walk.index += 1
         if not rows.done:
             if not stream.changes:
-                raise _NoFit(f"has {rows.left} rows that its coverage does not account for")
+                raise NoFit(f"has {rows.left} rows that its coverage does not account for")
             self._unclaimed(walk, rows, track)
         return track
 
@@ -346,14 +349,14 @@ class _Attempt:
         # claimed by nobody, but they are what was sent all the same.
         while not rows.done:
             if walk.index == len(self._stream.messages):
-                raise _NoFit(f"has {rows.left} rows that were never sent")
+                raise NoFit(f"has {rows.left} rows that were never sent")
             message = self._stream.messages[walk.index]
             if message.withheld or message.what == "error":
                 walk.index += 1
                 continue
             try:
                 self._message(walk, rows, {}, track)
-            except _NoFit:
+            except NoFit:
                 if not rows.done:
                     raise
 
@@ -362,7 +365,7 @@ class _Attempt:
         index = walk.index
         message = self._stream.messages[index]
         if message.what == "garbage":
-            raise _NoFit(f"holds garbage (message {message.i}) inside its coverage")
+            raise NoFit(f"holds garbage (message {message.i}) inside its coverage")
         walk.index += 1
         beginning = index == track.first
         before = rows.left
@@ -389,9 +392,9 @@ class _Attempt:
         if same and not (rows.tells_of_totals and rows.book == book):
             return
         if rows.done:
-            raise _NoFit(f"accounts for message {message.i} and has no row of it")
+            raise NoFit(f"accounts for message {message.i} and has no row of it")
         if rows.book != book:
-            raise _NoFit(f"has a row {rows.number} that is not the book of message {message.i}")
+            raise NoFit(f"has a row {rows.number} that is not the book of message {message.i}")
         rows.next()
 
     def _changes(self, walk: Walk, message: Sent, rows: _Rows, beginning: bool) -> None:
@@ -405,15 +408,15 @@ class _Attempt:
             rows.next()  # an entry that changes nothing came first, and an epoch begins with a complete book
         while left:
             if rows.done:
-                raise _NoFit(f"accounts for message {message.i} and has no row of it")
+                raise NoFit(f"accounts for message {message.i} and has no row of it")
             sides = [[entry for entry in left if entry[0] is side] for side in walk.book]
             parts = [left, *sides, *([entry] for entry in left)]
             if not any(self._is_next(walk.book, part, rows) for part in parts if part):
-                raise _NoFit(f"has a row {rows.number} that is not the book of message {message.i}")
+                raise NoFit(f"has a row {rows.number} that is not the book of message {message.i}")
             rows.next()
             left = [(side, price, size) for side, price, size in left if side.get(price, Decimal(0)) != size]
         if rows.number == 1:
-            raise _NoFit(Misfit.NEVER_SENT)
+            raise NoFit(Misfit.NEVER_SENT)
 
     @staticmethod
     def _is_next(book: Book, entries: list[tuple[Side, Decimal, Decimal]], rows: _Rows) -> bool:

@@ -18,7 +18,10 @@ Levels = list[tuple[Decimal, Decimal]]
 
 @dataclass(slots=True)
 class Sent:
-    """One data message of a subscription: `book`, `change`, `garbage` or `error`; `withheld` ones were not sent."""
+    """One data message of a subscription; `withheld` ones were not sent.
+
+    `what` is `book`, `change`, `trade`, `ticker`, `candle`, `garbage` or `error`.
+    """
 
     i: int
     what: str
@@ -56,6 +59,11 @@ class SentLedger:
         entry = self._entry(message)
         bids, asks = ([(Decimal(price), Decimal(size)) for price, size in entry[side]] for side in ("bids", "asks"))
         return bids, asks
+
+    def rows(self, message: Sent) -> list[dict[str, Any]]:
+        """Return the trades, tickers or candles of a message; none for an answer that held none."""
+        found: list[dict[str, Any]] = self._entry(message).get("rows", [])
+        return found
 
     def frame(self, message: Sent) -> bytes:
         """Return the very bytes of a garbage message."""

@@ -9,13 +9,30 @@ from typing import Any
 
 _RUNS = "SELECT id, closed_us FROM run ORDER BY id"
 _EPOCHS = """
-SELECT e.id, e.run, x.name, m.symbol, m.currency, e.transport, e.opened_us, e.ended_us, e.reason,
+SELECT e.id, e.run, x.name, m.symbol, m.currency, f.channel, e.transport, e.opened_us, e.ended_us, e.reason,
        c.heard_until_us, c.confirmed_until_us, c.frames, c.reason
 FROM epoch AS e
 JOIN feed AS f ON f.id = e.feed JOIN exchange AS x ON x.id = f.exchange JOIN market AS m ON m.id = f.market
 LEFT JOIN coverage AS c ON c.epoch = e.id
-WHERE f.channel = 'orderbook' ORDER BY e.id
+ORDER BY e.id
 """
+_FEED = "JOIN feed AS f ON f.id = t.feed JOIN exchange AS x ON x.id = f.exchange JOIN market AS m ON m.id = f.market"
+# Of each channel but the book: the row's key, its content and what else the judge asks for.
+_STREAMS = {
+    "trades": f"""
+SELECT x.name, m.symbol, m.currency, t.epoch, t.received_us, t.venue_us, t.trade_id, t.side, t.price, t.volume
+FROM trade AS t {_FEED} ORDER BY t.received_us
+""",
+    "ticker": f"""
+SELECT x.name, m.symbol, m.currency, t.epoch, t.received_us, t.venue_us, t.last, t.bid, t.ask, t.volume
+FROM ticker AS t {_FEED} ORDER BY t.received_us
+""",
+    "candles": f"""
+SELECT x.name, m.symbol, m.currency, t.epoch, t.received_us, t.interval_s, t.open_us, t.open, t.high, t.low, t.close,
+       t.volume, t.closed
+FROM candle AS t {_FEED} ORDER BY t.received_us
+""",
+}
 _REJECTED = "SELECT run, exchange, market, frame FROM rejected ORDER BY id"
 _SQLITE_ROWS = """
 SELECT b.id >> 24, b.id & 16777215, e.opened_us + b.at_us, e.opened_us + b.at_us - b.lag_us, b.sequence, b.flags,
@@ -27,6 +44,8 @@ SELECT epoch, n, received_us, venue_us, sequence, flags, bids, asks FROM book OR
 """
 _KEYFRAME, _MISMATCH = 1, 4
 
+Feed = tuple[str, str, str]
+"""Exchange in upper case, market in house form, channel."""
 Ask = Callable[[str], Iterable[tuple[Any, ...]]]
 
 
@@ -45,6 +64,15 @@ class Row:
 
 
 @dataclass(slots=True)
+class StreamRow:
+    """A trade (time, id, side, price, volume), a ticker (time, four prices) or a candle as it stands in its table."""
+
+    epoch: int
+    received_us: int
+    values: tuple[Any, ...]
+
+
+@dataclass(slots=True)
 class Epoch:
     """One subscription as the collector heard it, with its part of the ledger."""
 
@@ -52,6 +80,7 @@ class Epoch:
     run: int
     exchange: str
     market: str
+    channel: str
     transport: str
     opened_us: int
     ended_us: int | None
@@ -61,6 +90,7 @@ class Epoch:
     frames: int
     reason: str | None
     rows: list[Row] = field(default_factory=list)
+    told: list[StreamRow] = field(default_factory=list)  # of another channel than the book, by time of receipt
 
 
 @dataclass(slots=True)
@@ -79,6 +109,7 @@ class Contents:
 
     closed_runs: set[int] = field(default_factory=set)
     epochs: list[Epoch] = field(default_factory=list)
+    streams: dict[Feed, list[StreamRow]] = field(default_factory=dict)  # whichever epoch brought them
     rejected: list[Rejected] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
 
@@ -120,13 +151,11 @@ def _postgres(url: str) -> Iterator[Ask]:
 def _read(ask: Ask, rows_sql: str, found: Contents) -> None:
     found.closed_runs = {run for run, closed_us in ask(_RUNS) if closed_us is not None}
     epochs: dict[int, Epoch] = {}
-    for id_, run, exchange, symbol, currency, transport, opened_us, ended_us, end_reason, *ledger in ask(_EPOCHS):
-        if ledger[0] is None:
+    for id_, run, exchange, symbol, currency, *facts in ask(_EPOCHS):
+        if facts[5] is None:
             found.broken.append(f"epoch {id_} has no coverage")
             continue
-        epochs[id_] = Epoch(
-            id_, run, exchange, f"{symbol}-{currency}", transport, opened_us, ended_us, end_reason, *ledger
-        )
+        epochs[id_] = Epoch(id_, run, exchange, f"{symbol}-{currency}", *facts)
     found.epochs = list(epochs.values())
     for id_, n, received_us, venue_us, sequence, flags, bids, asks in ask(rows_sql):
         epoch = epochs.get(id_)
@@ -136,4 +165,13 @@ def _read(ask: Ask, rows_sql: str, found: Contents) -> None:
         epoch.rows.append(
             Row(n, received_us, venue_us, sequence, bool(flags & _KEYFRAME), bool(flags & _MISMATCH), bids, asks)
         )
+    for channel, sql in _STREAMS.items():
+        for exchange, symbol, currency, id_, received_us, *values in ask(sql):
+            told = StreamRow(id_, received_us, tuple(values))
+            market = f"{symbol}-{currency}"
+            found.streams.setdefault((exchange, market, channel), []).append(told)
+            if id_ in epochs:
+                epochs[id_].told.append(told)
+            else:
+                found.broken.append(f"{exchange}: {market}: one of its {channel} is of epoch {id_}, which is not there")
     found.rejected = [Rejected(run, exchange, market, bytes(frame)) for run, exchange, market, frame in ask(_REJECTED)]

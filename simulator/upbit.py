@@ -305,9 +305,8 @@ class Upbit(Venue):
         ms = (ticker.time_us or 0) // 1000
         told = {"type": '"ticker"', "code": f'"{s.code}"', **figures, "timestamp": ms, "stream_type": f'"{stream}"'}
         text = spelled(told, self.ticker_keys)
-        if s.options["format"].startswith("SIMPLE"):  # the only key that is short in another way than a trade's
-            text = text.replace('"trade_date":', '"tdt":')
-        data = respelled(text, s.options["format"]).encode()
+        # The date is the only key that is short in another way than a trade's.
+        data = respelled(text, s.options["format"]).replace('"td":', '"tdt":').encode()
         return Message(data, "ticker", rows=(replace(ticker, bid=None, ask=None, time_us=ms * 1000),))
 
     def ticker_figures(self, market: str, ticker: Ticker, price: Any, size: Any) -> dict[str, Any]:

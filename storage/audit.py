@@ -73,7 +73,8 @@ def audit_sides(exchange: str, market: str, trades: Iterable[SidedTrade], books:
     """Count how the trades of one market, in order of time, agree with its books, in the order written.
 
     A trade is compared with the last book that is earlier by the exchange's own clock, or by ours where the exchange
-    gives books no time. In a gap there is no book. Both are read once; only one book is kept.
+    gives books no time, or the trade only whole seconds. In a gap there is no book. Both are read once; only one book
+    is kept.
     """
     counts = SideAudit(exchange, market)
     waiting = iter(books)
@@ -118,6 +119,6 @@ def _best(levels: Iterable[tuple[str, str]]) -> Decimal | None:
 def _is_before(item: BookAt | Gap, trade: SidedTrade) -> bool:
     if isinstance(item, Gap):
         return item.from_us is None or item.from_us < trade.received_us
-    if item.venue_us is None:
+    if item.venue_us is None or trade.venue_us % 1_000_000 == 0:
         return item.received_us < trade.received_us
     return item.venue_us < trade.venue_us

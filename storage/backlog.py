@@ -31,7 +31,7 @@ class Backlog:
 
     `batches` and `bytes` are how many wait and what they take on disk; any thread may read them, and `age_s`.
     `drop_oldest`: a full spool makes room at its old end, instead of refusing what is new. `epochs` is what is known of
-    those of this run; `dropped` is called with the numbers of its book rows that are lost, by epoch.
+    those of this run; `dropped` is called with the numbers of its rows that are lost, by epoch.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Books out of the database: as a stream into a file, or as objects for programmers.
+"""Books, trades, tickers and candles out of the database: as a stream into a file, or as objects for programmers.
 
     from storage import DataConverter
     DataConverter("data/collector.sqlite").export("upbit", "upbit.json", market="BTC-KRW")
@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple, Self
 
@@ -27,9 +27,11 @@ import orjson
 
 import collector
 from collector.errors import ConfigError, StorageCorrupt, StorageError
+from collector.records import CANDLES, CHANNELS, ORDERBOOK, TICKER, TRADES
 from collector.times import parse_time, show_duration
-from storage.reader import BookAt, Reader
+from storage.reader import NAMES, BookAt, CandleAt, Reader, TickerAt, TradeAt
 from storage.rebuild import Level, Levels
+from storage.streams import Item
 from storage.timeline import Epoch, Gap, Segment
 
 Format = Literal["json", "ndjson", "csv"]
@@ -39,6 +41,16 @@ Progress = Callable[[int, float], None]
 
 CHUNK_BYTES = 1 << 18
 CSV_HEADER = "exchange,symbol,currency,timestamp,side,price,volume"
+_NAMES = ("exchange", "symbol", "currency")
+_OPEN_TO_CLOSE = ("open", "high", "low", "close", "volume")
+# What a row of another channel holds behind its names and its time, in this order.
+FIELDS = {
+    TRADES: ("received_us", "venue_us", "epoch", "id", "side", "price", "volume"),
+    TICKER: ("received_us", "venue_us", "epoch", "last", "bid", "ask", "volume"),
+    CANDLES: ("received_us", "epoch", "interval_s", "open_us", *_OPEN_TO_CLOSE, "closed"),
+}
+_PRICES = frozenset(("price", "last", "bid", "ask", *_OPEN_TO_CLOSE))
+_CSV_SPECIAL = re.compile('[,"\r\n]')
 _JSON_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?", re.ASCII)
 
 
@@ -52,11 +64,13 @@ class GapTold(msgspec.Struct, frozen=True):
 
 
 class FeedTold(msgspec.Struct, frozen=True):
-    """What an export holds of one market."""
+    """What an export holds of one market; `books` only where it is one of order books."""
 
     exchange: str
     market: str
+    channel: str
     books: int
+    rows: int
     covered_us: int
 
 
@@ -68,21 +82,23 @@ class EpochTold(msgspec.Struct, frozen=True):
     collector_id: str
     transport: str
     verdict: str
+    unit: str | None
     from_us: int
     until_us: int
     reason: str | None
 
 
 class Receipt(msgspec.Struct, frozen=True):
-    """What an export holds: `rows` objects or lines of `books` complete books, and the gaps among them.
+    """What an export holds: `rows` objects or lines, and the gaps among them.
 
-    `covered_seconds` is the time in which the markets were being heard, added up; `sha256` and `bytes` are those of the
-    file.
+    They are of `books` complete books where it is an export of order books, else `books` is nought. `covered_seconds`
+    is the time in which the markets were being heard, added up; `sha256` and `bytes` are those of the file.
     """
 
     file: str
     bytes: int
     sha256: str
+    channel: str
     rows: int
     books: int
     first_us: int | None
@@ -100,16 +116,16 @@ class Receipt(msgspec.Struct, frozen=True):
         covered = show_duration(sum(feed.covered_us for feed in self.feeds) / 1e6)
         gaps = f"{len(self.gaps)} gap{'' if len(self.gaps) == 1 else 's'}"
         name = "standard output" if self.file == "-" else self.file
-        return (
-            f"{name}: {self.books} books in {self.rows} rows, {self.bytes} bytes, {covered} covered, {gaps}, "
-            f"sha256 {self.sha256}"
-        )
+        what = f"{self.rows} {NAMES[self.channel]}"
+        if self.channel == ORDERBOOK:
+            what = f"{self.books} books in {self.rows} rows"
+        return f"{name}: {what}, {self.bytes} bytes, {covered} covered, {gaps}, sha256 {self.sha256}"
 
 
 class DataConverter:
-    """Takes order books of one exchange out of a database, which may be in use meanwhile; each call opens it anew.
+    """Takes what was recorded of one exchange out of a database; each call opens it anew.
 
-    `database` is a file of SQLite or an address of PostgreSQL (`postgresql://...`).
+    It may be in use meanwhile. `database` is a file of SQLite or an address of PostgreSQL (`postgresql://...`).
     Times are integer microseconds UTC, `datetime`, or text (`collector.times.parse_time`); a range holds its start
     and not its end. Raises what `Reader` raises, and `ConfigError` for a time or format that is none.
     """
@@ -124,17 +140,52 @@ class DataConverter:
         with Reader(self.database) as reader:
             yield from reader.books(exchange, market, moment_us(start), moment_us(end))
 
-    def to_list(
+    def trades(
         self, exchange: str, market: str | None = None, start: Moment | None = None, end: Moment | None = None
+    ) -> Iterator[TradeAt]:
+        """Yield the trades of a time, which is the exchange's own."""
+        with Reader(self.database) as reader:
+            yield from reader.trades(exchange, market, moment_us(start), moment_us(end))
+
+    def tickers(
+        self, exchange: str, market: str | None = None, start: Moment | None = None, end: Moment | None = None
+    ) -> Iterator[TickerAt]:
+        """Yield the tickers received in a time."""
+        with Reader(self.database) as reader:
+            yield from reader.tickers(exchange, market, moment_us(start), moment_us(end))
+
+    def candles(
+        self, exchange: str, market: str | None = None, start: Moment | None = None, end: Moment | None = None
+    ) -> Iterator[CandleAt]:
+        """Yield the candles of one minute that begin in a time."""
+        with Reader(self.database) as reader:
+            yield from reader.candles(exchange, market, moment_us(start), moment_us(end))
+
+    def to_list(
+        self,
+        exchange: str,
+        market: str | None = None,
+        start: Moment | None = None,
+        end: Moment | None = None,
+        *,
+        channel: str = ORDERBOOK,
     ) -> list[dict[str, Any]]:
         """Return what the `json` export holds, as Python objects, for ranges that fit in memory."""
-        return [as_dict(book) for book in self.books(exchange, market, start, end)]
+        _check_channel(channel)
+        ways: dict[str, Callable[..., Iterator[BookAt | Item]]] = {
+            ORDERBOOK: self.books,
+            TRADES: self.trades,
+            TICKER: self.tickers,
+            CANDLES: self.candles,
+        }
+        return [as_dict(item) for item in ways[channel](exchange, market, start, end)]
 
     def export(
         self,
         exchange: str,
         out: Path | str,
         *,
+        channel: str = ORDERBOOK,
         format: Format = "json",
         market: str | None = None,
         start: Moment | None = None,
@@ -146,16 +197,19 @@ class DataConverter:
     ) -> Receipt:
         """Write the complete book at every update to a file and return the receipt, which is written beside it.
 
+        Another `channel` gives its trades, tickers or candles instead, an object or a line each. A range is one of
+        receipt; of trades one of the exchange's time, of candles one of their beginnings.
+
         `format` is an array (`json`), a line an object (`ndjson`), or a line a level (`csv`). `mode="levels"` gives
-        an object a level, with the seven names of the view `orderbook`. `numbers` writes prices and volumes as bare
-        JSON numbers of the same digits. A name that ends in `.gz` is compressed; `-` is standard output, which gets no
-        receipt file. `progress` is called with the books done and the fraction of the work.
+        an object a level of a book, with the seven names of the view `orderbook`. `numbers` writes prices and volumes
+        as bare JSON numbers of the same digits. A name that ends in `.gz` is compressed; `-` is standard output, which
+        gets no receipt file. `progress` is called with the books or rows done and the fraction of the work.
         """
         start_us, end_us = moment_us(start), moment_us(end)
-        form = _form(format, mode, numbers)
+        form = _form(channel, format, mode, numbers)
         with ExitStack() as stack:
             reader = stack.enter_context(Reader(self.database))
-            feeds = [(feed, reader.timeline(feed)) for feed in reader.book_feeds(exchange, market)]
+            feeds = [(feed, reader.timeline(feed)) for feed in reader.feeds_of(exchange, market, channel)]
             output = stack.enter_context(_Output(str(out), overwrite=overwrite))
             total = sum(reader.rows_about(parts, start_us, end_us) for _, parts in feeds) if progress else 0
             tally = _Tally(progress, total)
@@ -164,12 +218,13 @@ class DataConverter:
             epochs: list[EpochTold] = []
             output.write(form.opening)
             for feed, parts in feeds:
-                before = tally.books
-                found = _write_books(reader.replay(parts, start_us, end_us), form, output, tally)
+                before = tally.items, tally.rows
+                found = _write_items(reader.items(feed, parts, start_us, end_us), form, output, tally)
                 segments = [part for part in parts if isinstance(part, Segment) and _touches(part, start_us, end_us)]
                 covered_us = _covered_us(segments, start_us, end_us)
                 covered_us -= sum(gap.until_us - gap.from_us for gap in found if gap.reason == "missing")
-                told.append(FeedTold(feed.exchange, feed.market, tally.books - before, covered_us))
+                books, rows = tally.items - before[0] if channel == ORDERBOOK else 0, tally.rows - before[1]
+                told.append(FeedTold(feed.exchange, feed.market, channel, books, rows, covered_us))
                 gaps += [GapTold(feed.market, *gap) for gap in found]
                 epochs += [_told(segment.epoch) for segment in segments]
             output.write(form.closing if tally.rows else form.closing_empty)
@@ -179,8 +234,9 @@ class DataConverter:
                 output.name,
                 size,
                 sha256,
+                channel,
                 tally.rows,
-                tally.books,
+                tally.items if channel == ORDERBOOK else 0,
                 tally.first_us,
                 tally.last_us,
                 _seconds(sum(feed.covered_us for feed in told)),
@@ -190,6 +246,7 @@ class DataConverter:
                 {
                     "exchange": exchange.upper(),
                     "market": market and market.upper(),
+                    "channel": channel,
                     "start_us": start_us,
                     "end_us": end_us,
                     "format": format,
@@ -217,8 +274,20 @@ def moment_us(moment: Moment | None) -> int | None:
     return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
 
 
-def as_dict(book: BookAt) -> dict[str, Any]:
-    """Return a book as the `json` export has it; `timestamp` is an exact Decimal."""
+def as_dict(item: BookAt | Item) -> dict[str, Any]:
+    """Return a book, trade, ticker or candle as the `json` export has it; `timestamp` is an exact Decimal."""
+    if isinstance(item, BookAt):
+        return _book_dict(item)
+    names = {name: getattr(item, name) for name in _NAMES}
+    fields = {name: getattr(item, name) for name in FIELDS[_channel_of(item)]}
+    return {**names, "timestamp": Decimal(_seconds(item.time_us)), **fields}
+
+
+def _channel_of(item: Item) -> str:
+    return TRADES if isinstance(item, TradeAt) else TICKER if isinstance(item, TickerAt) else CANDLES
+
+
+def _book_dict(book: BookAt) -> dict[str, Any]:
     return {
         "exchange": book.exchange,
         "symbol": book.source.symbol,
@@ -238,29 +307,93 @@ def as_dict(book: BookAt) -> dict[str, Any]:
 
 
 class _Form:
+    # How what the reader gives becomes text.
+
+    mode: Mode | Literal["rows"] = "rows"
+
+    def __init__(self, opening: str, joint: str, closing: str, closing_empty: str) -> None:
+        self.opening, self.joint, self.closing, self.closing_empty = opening, joint, closing, closing_empty
+
+    def text(self, item: BookAt | Item) -> tuple[str, int]:
+        """Return an item as rows with joints between, and how many they are."""
+        raise NotImplementedError
+
+
+class _Rows(_Form):
+    # A row an item; `row` makes it of the values.
+
+    def __init__(
+        self,
+        opening: str,
+        joint: str,
+        closing: str,
+        closing_empty: str,
+        *,
+        channel: str,
+        row: Callable[[list[tuple[str, Any]]], str],
+    ) -> None:
+        super().__init__(opening, joint, closing, closing_empty)
+        self._fields, self._row = FIELDS[channel], row
+
+    def text(self, item: BookAt | Item) -> tuple[str, int]:
+        assert not isinstance(item, BookAt)
+        values: list[tuple[str, Any]] = [(name, getattr(item, name)) for name in _NAMES]
+        values.append(("timestamp", item.time_us))
+        values += [(name, getattr(item, name)) for name in self._fields]
+        return self._row(values), 1
+
+
+def _json_row(values: list[tuple[str, Any]], *, numbers: bool) -> str:
+    return "{" + ",".join(f'"{name}":{_json_value(name, value, numbers=numbers)}' for name, value in values) + "}"
+
+
+def _json_value(name: str, value: Any, *, numbers: bool) -> str:
+    if name == "timestamp":
+        return _seconds(value)
+    if isinstance(value, str):
+        return _bare(value) if numbers and name in _PRICES else _quoted(value)
+    return orjson.dumps(value).decode()
+
+
+def _csv_row(values: list[tuple[str, Any]]) -> str:
+    return ",".join(_seconds(value) if name == "timestamp" else _csv_value(value) for name, value in values)
+
+
+def _csv_value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    text = "" if value is None else str(value)
+    return '"' + text.replace('"', '""') + '"' if _CSV_SPECIAL.search(text) else text
+
+
+class _BookForm(_Form):
     # How books become text. What is costly, the levels, is made anew only when the reader gives another tuple.
 
     mode: Mode = "books"
 
     def __init__(self, opening: str, joint: str, closing: str, closing_empty: str) -> None:
-        self.opening, self.joint, self.closing, self.closing_empty = opening, joint, closing, closing_empty
+        super().__init__(opening, joint, closing, closing_empty)
         self._source: Epoch | None = None
         self._head = ""
         self._asks: Levels | None = None
         self._bids: Levels | None = None
 
-    def text(self, book: BookAt) -> tuple[str, int]:
+    def text(self, item: BookAt | Item) -> tuple[str, int]:
+        assert isinstance(item, BookAt)
+        return self.book(item)
+
+    def book(self, book: BookAt) -> tuple[str, int]:
         """Return the book as rows with joints between, and how many they are."""
         raise NotImplementedError
 
 
-class _JSONBooks(_Form):
+class _JSONBooks(_BookForm):
     def __init__(self, opening: str, joint: str, closing: str, closing_empty: str, *, numbers: bool) -> None:
         super().__init__(opening, joint, closing, closing_empty)
         self._levels = _bare_levels if numbers else _quoted_levels
         self._asks_text = self._bids_text = ""
 
-    def text(self, book: BookAt) -> tuple[str, int]:
+    def book(self, book: BookAt) -> tuple[str, int]:
         if book.source is not self._source:
             self._source = book.source
             self._head = _json_head(book.source)
@@ -278,7 +411,7 @@ class _JSONBooks(_Form):
         ), 1
 
 
-class _Levels(_Form):
+class _Levels(_BookForm):
     # A row a level: the beginning, with the time, is joined with endings that are kept as long as a side stands.
 
     mode = "levels"
@@ -298,7 +431,7 @@ class _Levels(_Form):
         self._ask_tails: list[str] = []
         self._bid_tails: list[str] = []
 
-    def text(self, book: BookAt) -> tuple[str, int]:
+    def book(self, book: BookAt) -> tuple[str, int]:
         if book.source is not self._source:
             self._source = book.source
             self._head = self._make_head(book.source)
@@ -315,18 +448,28 @@ class _Levels(_Form):
         return head + (self.joint + head).join(tails), len(tails)
 
 
-def _form(format: str, mode: str, numbers: bool) -> _Form:
+def _check_channel(channel: str) -> None:
+    if channel not in CHANNELS:
+        raise ConfigError(f"channel {channel!r} is none; allowed: {', '.join(CHANNELS)}")
+
+
+def _form(channel: str, format: str, mode: str, numbers: bool) -> _Form:
+    _check_channel(channel)
+    header = CSV_HEADER if channel == ORDERBOOK else ",".join((*_NAMES, "timestamp", *FIELDS[channel]))
     # Opening, joint, closing, closing when there was no row.
     frames = {
         "json": ("[\n", ",\n", "\n]\n", "]\n"),
         "ndjson": ("", "\n", "\n", ""),
-        "csv": (CSV_HEADER + "\n", "\n", "\n", ""),
+        "csv": (header + "\n", "\n", "\n", ""),
     }
     if format not in frames:
         raise ConfigError(f"format {format!r} is none; allowed: json, ndjson, csv")
     if mode not in ("books", "levels"):
         raise ConfigError(f"mode {mode!r} is none; allowed: books, levels")
     frame = frames[format]
+    if channel != ORDERBOOK:
+        row = _csv_row if format == "csv" else partial(_json_row, numbers=numbers)
+        return _Rows(*frame, channel=channel, row=row)
     if format == "csv":
         return _Levels(
             *frame,
@@ -371,6 +514,8 @@ def _bare(text: str) -> str:
 
 
 def _seconds(us: int) -> str:
+    if us < 0:
+        return f"-{_seconds(-us)}"
     return f"{us // 1_000_000}.{us % 1_000_000:06d}"
 
 
@@ -388,20 +533,20 @@ class _Tally:
 
     def __init__(self, progress: Progress | None, total: int) -> None:
         self._progress, self._total = progress, total
-        self.rows = self.books = 0
+        self.rows = self.items = 0
         self.first_us: int | None = None
         self.last_us: int | None = None
 
     def report(self) -> None:
         if self._progress is not None:
-            self._progress(self.books, min(self.books / self._total, 1.0) if self._total else 0.0)
+            self._progress(self.items, min(self.items / self._total, 1.0) if self._total else 0.0)
 
     def done(self) -> None:
         if self._progress is not None:
-            self._progress(self.books, 1.0)
+            self._progress(self.items, 1.0)
 
 
-def _write_books(items: Iterable[BookAt | Gap], form: _Form, output: "_Output", tally: _Tally) -> list[_Bounded]:
+def _write_items(items: Iterable[BookAt | Item | Gap], form: _Form, output: "_Output", tally: _Tally) -> list[_Bounded]:
     # Returns the gaps met, but for the endless ones before the first and after the last epoch.
     gaps = []
     chunk: list[str] = []
@@ -412,14 +557,14 @@ def _write_books(items: Iterable[BookAt | Gap], form: _Form, output: "_Output", 
                 gaps.append(_Bounded(item.reason, item.from_us, item.until_us))
             continue
         text, rows = form.text(item)
-        tally.books += 1
-        received_us = item.received_us
+        tally.items += 1
+        time_us = item.time_us
         if tally.first_us is None or tally.last_us is None:
-            tally.first_us = tally.last_us = received_us
-        elif received_us > tally.last_us:
-            tally.last_us = received_us
-        elif received_us < tally.first_us:
-            tally.first_us = received_us
+            tally.first_us = tally.last_us = time_us
+        elif time_us > tally.last_us:
+            tally.last_us = time_us
+        elif time_us < tally.first_us:
+            tally.first_us = time_us
         if not rows:
             continue
         if tally.rows:
@@ -460,6 +605,7 @@ def _told(epoch: Epoch) -> EpochTold:
         epoch.collector_id,
         epoch.transport,
         epoch.verdict,
+        epoch.unit,
         epoch.from_us,
         epoch.until_us,
         epoch.reason,

@@ -1,26 +1,29 @@
 """When a feed was heard and when it was not: the ledger, told in five states that fill a range exactly.
 
-DATA: confirmed time in which rows follow one another within a second. QUIET: confirmed time without a row for longer.
-PENDING: recorded, and waiting in the spool for the database. UNCONFIRMED: the connection lived, but nothing proved that
-data would have come. GAP: not heard, with the reason. Where epochs overlap the best state counts. One pass over the
-times of rows; no book is loaded.
+DATA: confirmed time in which rows follow one another within a second, candles within two minutes. QUIET: confirmed time
+without a row for longer. PENDING: recorded, and waiting in the spool for the database. UNCONFIRMED: the connection
+lived, but nothing proved that data would have come. GAP: not heard, with the reason. Where epochs overlap the best
+state counts. One pass over the times of rows; no book is loaded.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import msgspec
 
+from collector.records import CANDLES
+from storage.pending import Spans
 from storage.reader import Reader, UnknownFeed
 from storage.timeline import Epoch, Gap, clip, timeline
 
 State = Literal["DATA", "QUIET", "PENDING", "UNCONFIRMED", "GAP"]
 STATES: tuple[State, ...] = get_args(State)
 QUIET_AFTER_US = 1_000_000
+QUIET_AFTER_CANDLES_US = 120_000_000  # two of them: a minute without a trade has none
 SHARES = 100_000  # percentages are told in thousandths
 
 _Span = tuple[int, int]
-NOTHING: Mapping[tuple[str, str], Sequence[_Span]] = {}
+NOTHING: Spans = {}
 
 
 class Interval(NamedTuple):
@@ -40,6 +43,7 @@ class FeedCoverage(msgspec.Struct, frozen=True):
 
     exchange: str
     market: str
+    channel: str
     start_us: int
     end_us: int
     intervals: tuple[Interval, ...]
@@ -77,6 +81,7 @@ class FeedCoverage(msgspec.Struct, frozen=True):
         return {
             "exchange": self.exchange,
             "market": self.market,
+            "channel": self.channel,
             "collectors": list(self.collectors),
             "start_us": self.start_us,
             "end_us": self.end_us,
@@ -98,9 +103,10 @@ def coverage(
     exchange: str | None = None,
     market: str | None = None,
     *,
-    pending: Mapping[tuple[str, str], Sequence[_Span]] = NOTHING,
+    channel: str | None = None,
+    pending: Spans = NOTHING,
 ) -> list[FeedCoverage]:
-    """Return the coverage of every order-book feed, or of those of an exchange or market, in order of their names.
+    """Return the coverage of every feed, or of those of an exchange, market or channel, in order of their names.
 
     Without `start_us` a feed's account begins with its first epoch, without `end_us` it ends where it was last heard.
     `pending` is what waits elsewhere, as `storage.pending` tells it. Raises `UnknownFeed` for an exchange or market
@@ -109,25 +115,27 @@ def coverage(
     waiting = {
         key
         for key in pending
-        if (exchange is None or key[0] == exchange.upper()) and (market is None or key[1] == market.upper())
+        if (exchange is None or key[0] == exchange.upper())
+        and (market is None or key[1] == market.upper())
+        and (channel is None or key[2] == channel)
     }
     try:
-        stored = {(feed.exchange, feed.market) for feed in reader.book_feeds(exchange, market)}
+        stored = {(feed.exchange, feed.market, feed.channel) for feed in reader.feeds(exchange, market, channel)}
     except UnknownFeed:
         if not waiting:
             raise
         stored = set()
-    return [
-        _feed_coverage(
-            *key, reader.epochs(*key) if key in stored else [], reader, start_us, end_us, pending.get(key, ())
-        )
-        for key in sorted(stored | waiting)
-    ]
+    found = []
+    for key in sorted(stored | waiting):
+        epochs = reader.epochs(*key[:2], channel=key[2]) if key in stored else []
+        found.append(_feed_coverage(*key, epochs, reader, start_us, end_us, pending.get(key, ())))
+    return found
 
 
 def _feed_coverage(
     exchange: str,
     market: str,
+    channel: str,
     epochs: Sequence[Epoch],
     reader: Reader,
     start_us: int | None,
@@ -164,15 +172,16 @@ def _feed_coverage(
             left = _minus([(gap.from_us, gap.until_us)], taken)
             intervals += [Interval("GAP", *span, gap.reason) for span in left]
     intervals.sort(key=lambda item: item.from_us)
-    return FeedCoverage(exchange, market, start_us, end_us, tuple(intervals), tuple(sorted(collectors)))
+    return FeedCoverage(exchange, market, channel, start_us, end_us, tuple(intervals), tuple(sorted(collectors)))
 
 
 def _states(epoch: Epoch, row_times: Iterable[int]) -> Iterator[tuple[State, int, int]]:
     # Neighbours in the same state come as one.
     at_us = since_us = epoch.from_us
+    quiet_after_us = QUIET_AFTER_CANDLES_US if epoch.channel == CANDLES else QUIET_AFTER_US
     state: State | None = None
     for time_us in _bounded(row_times, epoch):
-        new: State = "QUIET" if time_us - at_us > QUIET_AFTER_US else "DATA"
+        new: State = "QUIET" if time_us - at_us > quiet_after_us else "DATA"
         if new != state:
             if state is not None:
                 yield state, since_us, at_us

@@ -1,8 +1,8 @@
 """An SQLite database, copied into PostgreSQL: what is there already stays, and collectors may be writing there.
 
 Every piece is committed with how far the copy has got, so that it goes on after a kill at any point. The books are then
-read back, in order, and compared with those of the file. The ledger goes last: until everything is there and equal,
-nothing is claimed. Copying again changes nothing.
+read back, in order, and compared with those of the file; trades, tickers and candles are as they go in. The
+ledger goes last: until everything is there and equal, nothing is claimed. Copying again changes nothing.
 """
 
 import hashlib
@@ -20,8 +20,19 @@ import collector
 from collector.errors import StorageCorrupt
 from storage.postgres import FeedKey, PostgresStore
 from storage.postgres_database import Session
-from storage.postgres_partitions import DAY_US, make_day
-from storage.postgres_rows import BOOK_TYPES, COPY_BOOK, INSERT_BOOK, copy_rows, storable, storable_int
+from storage.postgres_partitions import DAY_US, TABLES, make_day
+from storage.postgres_rows import (
+    BOOK_TYPES,
+    CANDLE,
+    COPY_BOOK,
+    INSERT_BOOK,
+    TICKER,
+    TRADE,
+    copy_rows,
+    read_columns,
+    storable,
+    storable_int,
+)
 from storage.sqlite import SQLiteStore
 from storage.sqlite_source import SQLiteSource, translate
 
@@ -93,39 +104,23 @@ class _Table(NamedTuple):
     conflict: str = "ON CONFLICT DO NOTHING"
 
 
-def _columns(text: str) -> dict[str, str]:
-    return dict(item.split(":") for item in text.split())
-
-
-_NEWER_CANDLE = """
-ON CONFLICT (feed, interval_s, open_us) DO UPDATE SET
-    open = excluded.open, high = excluded.high, low = excluded.low, close = excluded.close, volume = excluded.volume,
-    closed = excluded.closed, received_us = excluded.received_us, epoch = excluded.epoch
-WHERE candle.received_us < excluded.received_us
-"""
 _TABLES = {
-    "trade": _Table(
-        ("feed", "venue_us", "trade_id"),
-        _columns("feed:int4 venue_us:int8 trade_id:text received_us:int8 epoch:int4 side:text price:text volume:text"),
-    ),
-    "ticker": _Table(
-        ("feed", "received_us"),
-        _columns("feed:int4 received_us:int8 venue_us:int8 epoch:int4 last:text bid:text ask:text volume:text"),
-    ),
-    "candle": _Table(
-        ("feed", "interval_s", "open_us"),
-        _columns(
-            "feed:int4 interval_s:int4 open_us:int8 open:text high:text low:text close:text volume:text closed:int2 "
-            "received_us:int8 epoch:int4"
-        ),
-        _NEWER_CANDLE,
-    ),
+    **{table.name: _Table(table.key, table.columns, table.conflict) for table in (TRADE, TICKER, CANDLE)},
     # Without their ids, which the server gives out anew. They rise, so that a row is never behind the position.
     "rejected": _Table(
-        ("id",), _columns("run:int4 exchange:text market:text received_us:int8 reason:text frame:bytea"), ""
+        ("id",), read_columns("run:int4 exchange:text market:text received_us:int8 reason:text frame:bytea"), ""
     ),
-    "event": _Table(("id",), _columns("run:int4 time_us:int8 level:text tag:text text:text"), ""),
+    "event": _Table(("id",), read_columns("run:int4 time_us:int8 level:text tag:text text:text"), ""),
 }
+# What, besides the key, must be alike where a row is there already: a trade is the same whoever heard it, and a candle
+# may have been replaced since.
+_ALIKE = {
+    "trade": ("side", "price", "volume"),
+    "ticker": ("venue_us", "last", "bid", "ask", "volume"),
+    "candle": (),
+}
+# Each row is looked up by its key: a join of another kind would read every day there is.
+_LOOK_UP = "SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off"
 
 _FEEDS = """
 SELECT f.id, x.name, m.symbol, m.currency, f.channel
@@ -139,9 +134,10 @@ _END_RUN = """
 UPDATE run SET batch = greatest(batch, %s), alive_us = greatest(alive_us, %s), closed_us = coalesce(closed_us, %s)
 WHERE uid = %s
 """
-_EPOCHS = "SELECT id, run, feed, transport, depth, verdict, opened_us FROM epoch WHERE id > ? ORDER BY id LIMIT ?"
+_EPOCHS = "SELECT id, run, feed, transport, depth, verdict, unit, opened_us FROM epoch WHERE id > ? ORDER BY id LIMIT ?"
 _NEW_EPOCH = """
-INSERT INTO epoch (run, number, feed, transport, depth, verdict, opened_us) VALUES (%s, %s, %s, %s, %s, %s, %s)
+INSERT INTO epoch (run, number, feed, transport, depth, verdict, unit, opened_us)
+VALUES (%s, %s, %s, %s, %s, %s, %s, %s)
 ON CONFLICT (run, number) DO NOTHING
 """
 _ROWS = """
@@ -291,12 +287,25 @@ class _Copy:
 
     def _copy_chunk(self, db: Session, name: str, table: _Table, rows: list[_Row], position: Sequence[object]) -> None:
         columns = ", ".join(table.columns)
-        if name == "trade":
-            self._make_days(db, "trade", (row[1] for row in rows))
+        if name in TABLES:
+            time = list(table.columns).index(TABLES[name])
+            self._make_days(db, name, (row[time] for row in rows))
         db.execute(f"CREATE TEMPORARY TABLE stage ON COMMIT DROP AS SELECT {columns} FROM {name} LIMIT 0")
         copy_rows(db, f"COPY stage ({columns}) FROM STDIN (FORMAT BINARY)", list(table.columns.values()), rows)
         db.execute(f"INSERT INTO {name} ({columns}) SELECT {columns} FROM stage {table.conflict}")
+        if name in _ALIKE:
+            self._compare_chunk(db, name, table, len(rows))
         db.execute(_MOVE, (self._source, name, orjson.dumps(position).decode(), len(rows)))
+
+    def _compare_chunk(self, db: Session, name: str, table: _Table, count: int) -> None:
+        key = [f"t.{column} = s.{column}" for column in table.key]
+        alike = [f"t.{column} IS NOT DISTINCT FROM s.{column}" for column in _ALIKE[name]]
+        db.execute(_LOOK_UP)
+        found = db.execute(
+            f"SELECT count(*) FROM stage AS s JOIN {name} AS t ON {' AND '.join(key + alike)}"
+        ).fetchone()
+        if found is None or found[0] != count:
+            raise StorageCorrupt(f"{self._store.address.shown}: {name} does not hold the rows of {self._name}")
 
     def _copy_books(self) -> None:
         epochs = {epoch.file_id: epoch for epoch in self._epochs}

@@ -4,17 +4,18 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from collector.errors import StorageError
-from collector.records import ORDERBOOK, CoverageMark, EpochOpened
+from collector.records import CoverageMark, EpochOpened
 from storage.reader import Reader
 from storage.spool_reader import Hole, SpoolReader
 from storage.spool_recovery import recover
 
-Spans = dict[tuple[str, str], list[tuple[int, int]]]
-"""Stretches of time by exchange (upper case) and market (`BTC-KRW`)."""
+Spans = dict[tuple[str, str, str], list[tuple[int, int]]]
+"""Stretches of time by exchange (upper case), market (`BTC-KRW`) and channel."""
+_Told = tuple[str, str, str, int]  # of an epoch: its feed, and until when it is covered already
 
 
 def pending(path: Path, reader: Reader) -> Spans:
-    """Return what a spool holds of order books, from the marks in it; nothing where there is no spool.
+    """Return what a spool holds of feeds, from the marks in it; nothing where there is no spool.
 
     What a hole in the spool takes with it is left out. May be called while a collector uses the spool: what it drains
     meanwhile is in the store, and counts as that. Raises `StorageError` where it can't be read.
@@ -33,7 +34,7 @@ def pending(path: Path, reader: Reader) -> Spans:
 
 
 def _spans(batches: SpoolReader, reader: Reader) -> Spans:
-    opened: dict[tuple[str, int], tuple[str, str, int] | None] = {}
+    opened: dict[tuple[str, int], _Told | None] = {}
     spans: dict[tuple[str, int], int] = {}
     broken = False
     while (read := batches.next()) is not None:
@@ -44,8 +45,9 @@ def _spans(batches: SpoolReader, reader: Reader) -> Spans:
         uid = read.item.batch.run.uid
         for delivery in read.item.batch.deliveries:
             for record in delivery.records:
-                if type(record) is EpochOpened and record.channel == ORDERBOOK:
-                    opened[uid, record.epoch] = record.exchange.upper(), record.market, record.opened_us
+                if type(record) is EpochOpened:
+                    feed = record.exchange.upper(), record.market, record.channel
+                    opened[uid, record.epoch] = *feed, record.opened_us
                 elif type(record) is CoverageMark:
                     key = uid, record.epoch
                     if key not in opened:
@@ -55,17 +57,15 @@ def _spans(batches: SpoolReader, reader: Reader) -> Spans:
     return _by_feed(opened, spans)
 
 
-def _stored(reader: Reader, uid: str, number: int) -> tuple[str, str, int] | None:
+def _stored(reader: Reader, uid: str, number: int) -> _Told | None:
     epoch = reader.epoch_of(uid, number)
-    return None if epoch is None else (epoch.exchange, epoch.market, epoch.confirmed_until_us)
+    return None if epoch is None else (epoch.exchange, epoch.market, epoch.channel, epoch.confirmed_until_us)
 
 
-def _by_feed(
-    opened: Mapping[tuple[str, int], tuple[str, str, int] | None], spans: Mapping[tuple[str, int], int]
-) -> Spans:
+def _by_feed(opened: Mapping[tuple[str, int], _Told | None], spans: Mapping[tuple[str, int], int]) -> Spans:
     found: Spans = {}
     for key, until_us in spans.items():
         told = opened[key]
-        if told is not None and told[2] < until_us:
-            found.setdefault(told[:2], []).append((told[2], until_us))
+        if told is not None and told[3] < until_us:
+            found.setdefault(told[:3], []).append((told[3], until_us))
     return found

@@ -17,6 +17,7 @@ import psycopg
 from collector.errors import StorageError
 from collector.records import (
     BookRow,
+    CandleRow,
     CoverageMark,
     EpochEnded,
     EpochOpened,
@@ -25,11 +26,15 @@ from collector.records import (
     Record,
     RecordsLost,
     Rejected,
+    StreamRow,
+    TickerRow,
+    TradeRow,
 )
 from storage.postgres_database import Address, Session, check_version, migrate_schema
-from storage.postgres_partitions import DAY_US, days, make_day
+from storage.postgres_partitions import DAY_US, TABLES, days, make_day
 from storage.postgres_rows import (
     BOOK_TYPES,
+    CANDLE,
     COPY_BOOK,
     COPY_EVENT,
     COPY_REJECTED,
@@ -37,11 +42,14 @@ from storage.postgres_rows import (
     INSERT_BOOK,
     REJECTED_TYPES,
     STAGE_BOOK,
+    TICKER,
+    TRADE,
+    Table,
     copy_rows,
     storable,
     storable_int,
 )
-from storage.store import Batch, Run, stretches
+from storage.store import Batch, Run, not_stored, sort_out, stretches
 
 DAYS_AHEAD = 2
 DAYS_BACK = 400  # what was received before is odd, and goes to the default partition
@@ -64,7 +72,8 @@ SELECT x.id, m.id, %s FROM exchange AS x, market AS m WHERE x.name = %s AND m.sy
 ON CONFLICT DO NOTHING
 """
 _NEW_EPOCH = """
-INSERT INTO epoch (run, number, feed, transport, depth, verdict, opened_us) VALUES (%s, %s, %s, %s, %s, %s, %s)
+INSERT INTO epoch (run, number, feed, transport, depth, verdict, opened_us, unit)
+VALUES (%s, %s, %s, %s, %s, %s, %s, %s)
 ON CONFLICT (run, number) DO NOTHING
 """
 _NEW_COVERAGE = """
@@ -72,7 +81,7 @@ INSERT INTO coverage (epoch, from_us, heard_until_us, confirmed_until_us, frames
 SELECT id, opened_us, opened_us, opened_us, 0 FROM epoch WHERE run = %s AND number = ANY(%s)
 ON CONFLICT DO NOTHING
 """
-_EPOCHS = "SELECT number, id, opened_us FROM epoch WHERE run = %s AND number = ANY(%s)"
+_EPOCHS = "SELECT number, id, opened_us, feed FROM epoch WHERE run = %s AND number = ANY(%s)"
 _OPEN_EPOCHS = "SELECT e.number FROM epoch AS e JOIN run AS r ON r.id = e.run WHERE r.uid = %s AND e.ended_us IS NULL"
 
 # Marks move forward while an epoch is open; what has ended is only taken back.
@@ -98,6 +107,8 @@ UPDATE coverage AS c SET reason = e.reason FROM epoch AS e
 WHERE e.id = c.epoch AND e.run = %s AND e.ended_us IS NOT NULL AND c.reason IS NULL
 """
 
+_STREAMS: dict[type, Table] = {TradeRow: TRADE, TickerRow: TICKER, CandleRow: CANDLE}
+
 _T = TypeVar("_T")
 FeedKey = tuple[str, str, str, str]  # exchange, symbol, currency, channel
 
@@ -105,6 +116,7 @@ FeedKey = tuple[str, str, str, str]  # exchange, symbol, currency, channel
 class _Epoch(NamedTuple):
     id: int
     opened_us: int
+    feed: int
 
 
 class PostgresStore:
@@ -119,7 +131,7 @@ class PostgresStore:
         self._uid = ""  # the run that _epochs belong to
         self._epochs: dict[int, _Epoch] = {}
         self._feeds: dict[FeedKey, int] = {}
-        self._days: set[int] = set()
+        self._days: dict[str, set[int]] = {}  # of each table, those whose partition was made or tried
 
     # --- as a store -------------------------------------------------------------------------------------------------
 
@@ -190,7 +202,9 @@ class PostgresStore:
         try:
             migrate_schema(db, self.address)
             db.execute(STAGE_BOOK)
-            self._days = days(db, "book")
+            for table in _STREAMS.values():
+                db.execute(table.stage)
+            self._days = {name: days(db, name) for name in TABLES}
             self._feeds = _feeds(db)
             db.commit()
         except psycopg.Error as error:
@@ -241,20 +255,26 @@ class PostgresStore:
         marks: list[CoverageMark] = kinds.get(CoverageMark, [])
         verdicts: list[EpochVerdict] = kinds.get(EpochVerdict, [])
         ended: list[EpochEnded] = kinds.get(EpochEnded, [])
-        self._learn_epochs(db, run, (record.epoch for some in (rows, marks, verdicts, ended) for record in some))
+        streamed: list[StreamRow] = [row for kind in _STREAMS for row in kinds.get(kind, ())]
+        epochs = (record.epoch for some in (rows, streamed, marks, verdicts, ended) for record in some)
+        self._learn_epochs(db, run, epochs)
         events: list[Event] = kinds.get(Event, [])
         staged = self._stage_rows(db, rows, now_us)
-        if staged < len(rows):
-            text = f"{len(rows) - staged} book rows belong to epochs that were never opened, and are not stored"
-            events.append(Event(now_us, "WARNING", "store", text))
+        kept, left_out = sort_out(streamed, self._epochs)
+        left_out += len(rows) - staged
+        if left_out:
+            events.append(Event(now_us, "WARNING", "store", not_stored(left_out)))
+        brought = [(table, self._stage_stream(db, table, kept[kind], now_us)) for kind, table in _STREAMS.items()]
         self._copy_rejected(db, run, kinds.get(Rejected, []))
         self._copy_events(db, run, events)
         with db.pipeline():
-            inserted = db.execute(INSERT_BOOK) if staged else None
+            inserted = [db.execute(INSERT_BOOK)] if staged else []
+            inserted += [db.execute(table.merge) for table, count in brought if count]
             self._move_ledger(db, marks, verdicts, ended)
         for end in ended:
             self._epochs.pop(end.epoch, None)
-        return there + (staged - inserted.rowcount if inserted is not None else 0)
+        staged += sum(count for _, count in brought)
+        return there + staged - sum(cursor.rowcount for cursor in inserted)
 
     def _lose_epochs(self, db: Session, run: int, lost: RecordsLost) -> None:
         db.execute(_LOSE_EPOCHS, (storable(lost.reason), run))
@@ -270,7 +290,10 @@ class PostgresStore:
         cursor.executemany(
             _NEW_EPOCH,
             [
-                (run, e.epoch, known[feed], storable(e.transport), e.depth, storable(e.verdict), e.opened_us)
+                (
+                    *(run, e.epoch, known[feed], storable(e.transport), e.depth, storable(e.verdict), e.opened_us),
+                    storable(e.unit),
+                )
                 for e, feed in zip(opened, feeds, strict=True)
             ],
         )
@@ -280,8 +303,8 @@ class PostgresStore:
     def _learn_epochs(self, db: Session, run: int, numbers: Iterable[int]) -> None:
         missing = list(set(numbers) - self._epochs.keys())
         if missing:
-            for number, epoch, opened_us in db.execute(_EPOCHS, (run, missing)):
-                self._epochs[number] = _Epoch(epoch, opened_us)
+            for number, *facts in db.execute(_EPOCHS, (run, missing)):
+                self._epochs[number] = _Epoch(*facts)
 
     def _stage_rows(self, db: Session, rows: list[BookRow], now_us: int) -> int:
         staged: list[tuple[object, ...]] = []
@@ -296,23 +319,38 @@ class PostgresStore:
             venue_us = None if row.lag_us is None else storable_int(received_us - row.lag_us)
             sides = storable(row.bids), storable(row.asks)
             staged.append((epoch.id, row.n, received_us, venue_us, storable_int(row.sequence), row.flags, *sides))
-        self._make_days(db, found, now_us)
+        self._make_days(db, "book", found, now_us)
         copy_rows(db, COPY_BOOK, BOOK_TYPES, staged)
         return len(staged)
 
-    def _make_days(self, db: Session, wanted: Set[int], now_us: int) -> None:
+    def _stage_stream(self, db: Session, table: Table, rows: Sequence[StreamRow], now_us: int) -> int:
+        if not rows:
+            return 0
+        staged = [_columns_of(row, self._epochs[row.epoch]) for row in rows]
+        if table is CANDLE:
+            # A statement touches a row once: of the same candle the one that counts goes.
+            newest: dict[tuple[object, ...], tuple[object, ...]] = {}
+            for candle in sorted(staged, key=_rank):
+                newest[candle[:3]] = candle
+            staged = list(newest.values())
+        days_of = {row[list(table.columns).index(TABLES[table.name])] // DAY_US for row in staged}
+        self._make_days(db, table.name, days_of, now_us)
+        copy_rows(db, table.copy, tuple(table.columns.values()), staged)
+        return len(staged)
+
+    def _make_days(self, db: Session, table: str, wanted: Set[int], now_us: int) -> None:
         today = now_us // DAY_US
-        for day in wanted - self._days:
+        for day in wanted - self._days[table]:
             if not today - DAYS_BACK <= day <= today + DAYS_AHEAD:
                 continue
             try:
                 with db.transaction():
-                    make_day(db, "book", day)
+                    make_day(db, table, day)
             except psycopg.Error:
                 if db.closed:
                     raise
                 # Its rows go to the default partition; housekeeping tries again.
-            self._days.add(day)
+            self._days[table].add(day)
 
     def _copy_rejected(self, db: Session, run: int, records: Sequence[Rejected]) -> None:
         rows = [
@@ -357,6 +395,26 @@ def _feeds(db: Session) -> dict[FeedKey, int]:
 def _feed_key(record: EpochOpened) -> FeedKey:
     symbol, _, currency = record.market.partition("-")
     return storable(record.exchange), storable(symbol), storable(currency), storable(record.channel)
+
+
+def _columns_of(row: StreamRow, epoch: _Epoch) -> tuple[Any, ...]:
+    # In the order of the table's columns.
+    match row:
+        case TradeRow():
+            what = storable(row.side), storable(row.price), storable(row.volume)
+            return epoch.feed, row.venue_us, storable(row.trade_id), row.received_us, epoch.id, *what
+        case TickerRow():
+            prices = [storable(price) for price in (row.last, row.bid, row.ask, row.volume)]
+            return epoch.feed, row.received_us, storable_int(row.venue_us), epoch.id, *prices
+        case CandleRow():
+            prices = [storable(price) for price in (row.open, row.high, row.low, row.close, row.volume)]
+            key = epoch.feed, row.interval_s, row.open_us
+            return *key, *prices, int(row.closed), row.received_us, epoch.id
+
+
+def _rank(candle: tuple[Any, ...]) -> tuple[int, int]:
+    *_, closed, received_us, _ = candle
+    return closed, received_us
 
 
 def _epoch_of(row: BookRow) -> int:

@@ -122,9 +122,11 @@ def delete_days_before(store: Store, day: int) -> Iterator[int]:
             if old_day < day:
                 yield store.in_transaction(partial(_drop_day, table=table, day=old_day))
     yield from _delete_some(store, _CLEAR_DEFAULT, before_us)
-    for table, column in (("trade_default", "venue_us"), ("ticker", "received_us"), ("candle", "open_us")):
-        sql = f"DELETE FROM {table} WHERE ctid IN (SELECT ctid FROM {table} WHERE {column} < %s LIMIT %s)"
-        yield from _delete_some(store, sql, before_us)
+    for table, column in TABLES.items():
+        if table != "book":
+            odd = f"{table}_default"
+            sql = f"DELETE FROM {odd} WHERE ctid IN (SELECT ctid FROM {odd} WHERE {column} < %s LIMIT %s)"
+            yield from _delete_some(store, sql, before_us)
 
 
 def _trim_epoch(db: Session, old: _OldEpoch, before_us: int) -> int:

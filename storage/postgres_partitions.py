@@ -1,4 +1,5 @@
-"""The days of a partitioned table in PostgreSQL: `book_20261121` holds what was received on that UTC day.
+"""The days of a partitioned table in PostgreSQL: `book_20261121` holds what was received on that UTC day. Trades are
+put down by the exchange's time, candles by their beginning.
 
 A day is made in the caller's transaction, under a lock that collectors of one schema share. What stands in the default
 partition for that day moves over, so that a day that could not be made in time is made later.
@@ -10,7 +11,7 @@ from typing import Final
 from storage.postgres_database import LOCK_PARTITIONS, Session, lock
 
 DAY_US: Final = 86_400_000_000
-TABLES = {"book": "received_us", "trade": "venue_us"}
+TABLES = {"book": "received_us", "trade": "venue_us", "ticker": "received_us", "candle": "open_us"}
 
 _MOVED_ROWS_MAX = 100_000  # more than that is not moved while collectors wait: the day stays where it is
 _DAYS = """

@@ -1,9 +1,10 @@
 """Rows on their way into PostgreSQL: by binary COPY, and never one that the server would refuse."""
 
 from collections.abc import Sequence
-from typing import LiteralString, overload
+from typing import Final, LiteralString, NamedTuple, overload
 
 from storage.postgres_database import Session
+from storage.store import REPLACE_CANDLE
 
 STAGE_BOOK = """
 CREATE TEMPORARY TABLE stage_book (
@@ -16,6 +17,67 @@ INSERT_BOOK = """
 INSERT INTO book (epoch, n, received_us, venue_us, sequence, flags, bids, asks)
 SELECT epoch, n, received_us, venue_us, sequence, flags, bids, asks FROM stage_book ON CONFLICT DO NOTHING
 """
+
+
+class Table(NamedTuple):
+    """A table of rows without numbers: its key, its columns with their types, what becomes of a row that is there."""
+
+    name: LiteralString
+    key: tuple[str, ...]
+    columns: dict[str, str]
+    conflict: str
+
+    @property
+    def stage(self) -> str:
+        """The statement that makes the table which rows go through."""
+        columns = ", ".join(f"{name} {type_}" for name, type_ in self.columns.items())
+        return f"CREATE TEMPORARY TABLE stage_{self.name} ({columns}) ON COMMIT DELETE ROWS"
+
+    @property
+    def copy(self) -> str:
+        """The statement that takes rows in there."""
+        return f"COPY stage_{self.name} FROM STDIN (FORMAT BINARY)"
+
+    @property
+    def merge(self) -> str:
+        """The statement that brings them to where they belong.
+
+        In the order of their key: of two collectors that bring the same rows neither waits for the other crosswise.
+        """
+        columns = ", ".join(self.columns)
+        return (
+            f"WITH staged AS (DELETE FROM stage_{self.name} RETURNING *) "
+            f"INSERT INTO {self.name} ({columns}) SELECT {columns} FROM staged "
+            f"ORDER BY {', '.join(self.key)} {self.conflict}"
+        )
+
+
+def read_columns(text: str) -> dict[str, str]:
+    """Read `name:type name:type`."""
+    return dict(item.split(":") for item in text.split())
+
+
+TRADE: Final = Table(
+    "trade",
+    ("feed", "venue_us", "trade_id"),
+    read_columns("feed:int4 venue_us:int8 trade_id:text received_us:int8 epoch:int4 side:text price:text volume:text"),
+    "ON CONFLICT DO NOTHING",
+)
+TICKER: Final = Table(
+    "ticker",
+    ("feed", "received_us", "epoch"),
+    read_columns("feed:int4 received_us:int8 venue_us:int8 epoch:int4 last:text bid:text ask:text volume:text"),
+    "ON CONFLICT DO NOTHING",
+)
+CANDLE: Final = Table(
+    "candle",
+    ("feed", "interval_s", "open_us"),
+    read_columns(
+        "feed:int4 interval_s:int4 open_us:int8 open:text high:text low:text close:text volume:text closed:int2 "
+        "received_us:int8 epoch:int4"
+    ),
+    REPLACE_CANDLE,
+)
 
 COPY_REJECTED = "COPY rejected (run, exchange, market, received_us, reason, frame) FROM STDIN (FORMAT BINARY)"
 REJECTED_TYPES = ("int4", "text", "text", "int8", "text", "bytea")

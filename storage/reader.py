@@ -6,7 +6,7 @@ overlap, `storage.timeline` says which of them speaks, each from its own complet
 """
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self, overload
@@ -14,26 +14,32 @@ from typing import Literal, Self, overload
 import msgspec
 
 from collector.errors import StorageCorrupt, StorageError
-from collector.records import CHECKSUM_MISMATCH, CROSSED, KEYFRAME, ORDERBOOK, SAMPLED
+from collector.records import CANDLES, CHECKSUM_MISMATCH, CROSSED, KEYFRAME, ORDERBOOK, SAMPLED, TICKER, TRADES
+from storage import streams
 from storage.database import is_url
 from storage.rebuild import Levels, Side
 from storage.source import Row, Source
 from storage.sqlite_source import SQLiteSource
-from storage.timeline import Epoch, Gap, Segment, StoredFeed, clip, timeline
+from storage.streams import INTERVAL_S, CandleAt, Item, TickerAt, TradeAt
+from storage.timeline import Epoch, Gap, Segment, StoredFeed, bounds, clip, timeline
 
 __all__ = [
     "BookAt",
+    "CandleAt",
     "Epoch",
     "Gap",
     "Reader",
     "Segment",
     "StoredFeed",
+    "TickerAt",
+    "TradeAt",
     "UnknownFeed",
     "clip",
     "open_source",
     "timeline",
 ]
 
+NAMES = {ORDERBOOK: "order books", TRADES: "trades", TICKER: "tickers", CANDLES: "candles"}
 FLAGS = {CROSSED: "crossed", CHECKSUM_MISMATCH: "checksum_mismatch", SAMPLED: "sampled"}
 
 
@@ -55,6 +61,11 @@ class BookAt(msgspec.Struct, frozen=True, gc=False):
     flags: int
     bids: Levels
     asks: Levels
+
+    @property
+    def time_us(self) -> int:
+        """The time it stands at: that of receipt."""
+        return self.received_us
 
     @property
     def exchange(self) -> str:
@@ -80,6 +91,11 @@ class BookAt(msgspec.Struct, frozen=True, gc=False):
     def verdict(self) -> str:
         """What is known of the truth of the epoch's books."""
         return self.source.verdict
+
+    @property
+    def unit(self) -> str | None:
+        """What its sizes count where that is a contract: `0.01 BTC`."""
+        return self.source.unit
 
     @property
     def flag_names(self) -> list[str]:
@@ -116,20 +132,40 @@ class Reader:
 
     # --- what is there ----------------------------------------------------------------------------------------------
 
-    def feeds(self, exchange: str | None = None, market: str | None = None) -> list[StoredFeed]:
-        """Return the feeds in the database, in order of exchange and market."""
+    def feeds(
+        self, exchange: str | None = None, market: str | None = None, channel: str | None = None
+    ) -> list[StoredFeed]:
+        """Return the feeds in the database, in order of exchange, market and channel."""
         feeds = self._source.feeds()
         if exchange is not None:
             feeds = _only(feeds, "exchange", exchange, self._source)
-        return feeds if market is None else _only(feeds, "market", market, self._source)
+        if market is not None:
+            feeds = _only(feeds, "market", market, self._source)
+        return [feed for feed in feeds if channel is None or feed.channel == channel]
+
+    def feeds_of(self, exchange: str, market: str | None, channel: str) -> list[StoredFeed]:
+        """Return the feeds of one channel, as `feeds` does, but never none."""
+        found = self.feeds(exchange, market, channel)
+        if not found:
+            where = f"{exchange.upper()} {market.upper()}" if market else exchange.upper()
+            raise UnknownFeed(f"{self._source.shown} holds no {NAMES[channel]} of {where}")
+        return found
 
     def book_feeds(self, exchange: str | None = None, market: str | None = None) -> list[StoredFeed]:
         """Return the order-book feeds, as `feeds` does."""
-        return [feed for feed in self.feeds(exchange, market) if feed.channel == ORDERBOOK]
+        return self.feeds(exchange, market, ORDERBOOK)
 
-    def epochs(self, exchange: str, market: str, start_us: int | None = None, end_us: int | None = None) -> list[Epoch]:
-        """Return the order-book epochs that are covered at some moment of the range, in order of time."""
-        epochs = self._epochs(self._book_feed(exchange, market))
+    def epochs(
+        self,
+        exchange: str,
+        market: str,
+        start_us: int | None = None,
+        end_us: int | None = None,
+        *,
+        channel: str = ORDERBOOK,
+    ) -> list[Epoch]:
+        """Return the epochs of a feed that are covered at some moment of the range, in order of time."""
+        epochs = self._epochs(self._feed(exchange, market, channel))
         return [
             epoch
             for epoch in epochs
@@ -143,8 +179,12 @@ class Reader:
     def row_times(self, epoch: Epoch, start_us: int, end_us: int) -> Iterator[int]:
         """Yield when the rows of an epoch were received, without reading what is in them.
 
-        The first is the last one at or before `start_us`, if any; the last is the first one after `end_us`.
+        The first is the last one at or before `start_us`, if any; the last is the first one after `end_us`. Of trades,
+        tickers and candles it is about so; see `storage.streams.row_times`.
         """
+        if epoch.channel != ORDERBOOK:
+            yield from streams.row_times(self._source, epoch, start_us, end_us)
+            return
         first = self._source.last(epoch, start_us - epoch.opened_us) or 0
         last_at = end_us - epoch.opened_us
         while page := self._source.times(epoch, first):
@@ -156,7 +196,7 @@ class Reader:
 
     def newest(self, exchange: str, market: str) -> BookAt | Gap:
         """Return the newest book that was recorded, or the gap where none ever was."""
-        segments = [part for part in self.timeline(self._book_feed(exchange, market)) if isinstance(part, Segment)]
+        segments = [part for part in self.timeline(self._feed(exchange, market)) if isinstance(part, Segment)]
         return self._book_at(segments[-1].epoch, segments[-1].epoch.until_us) if segments else Gap("never", None, None)
 
     def timeline(self, feed: StoredFeed) -> list[Segment | Gap]:
@@ -164,13 +204,19 @@ class Reader:
         return timeline(self._epochs(feed))
 
     def rows_about(self, parts: Iterable[Segment | Gap], start_us: int | None = None, end_us: int | None = None) -> int:
-        """Return about how many updates a timeline holds, from the numbers at the ends; for progress bars."""
+        """Return about how many rows a timeline holds, from the numbers at the ends; for progress bars.
+
+        Of trades, tickers and candles that is how many messages brought them, whatever the range.
+        """
         total = 0
         for part in parts:
-            lower_us, upper_us = _bounds(part, start_us, end_us) if isinstance(part, Segment) else (1, 0)
+            lower_us, upper_us = bounds(part, start_us, end_us) if isinstance(part, Segment) else (1, 0)
             if isinstance(part, Gap) or lower_us > upper_us:
                 continue
             opened_us = part.epoch.opened_us
+            if part.epoch.channel != ORDERBOOK:
+                total += part.epoch.frames
+                continue
             last = self._source.last(part.epoch, upper_us - opened_us)
             if last is not None:
                 total += last - (self._source.last(part.epoch, lower_us - 1 - opened_us) or 0)
@@ -180,7 +226,7 @@ class Reader:
 
     def book_at(self, exchange: str, market: str, time_us: int) -> BookAt | Gap:
         """Return the exact book of a moment, or the gap the moment lies in."""
-        for part in self.timeline(self._book_feed(exchange, market)):
+        for part in self.timeline(self._feed(exchange, market)):
             if isinstance(part, Segment):
                 if part.after_us < time_us <= part.epoch.until_us:
                     return self._book_at(part.epoch, time_us)
@@ -227,7 +273,7 @@ class Reader:
         overlapped, its book of that moment is given first (under its own, earlier time) if it differs from the last
         one.
         """
-        feeds = self.book_feeds(exchange, market)  # here and not in the generator: a wrong name fails at once
+        feeds = self.feeds_of(exchange, market, ORDERBOOK)  # here and not in the generator: a wrong name fails at once
         items = (item for feed in feeds for item in self.replay(self.timeline(feed), start_us, end_us))
         return items if gaps else (item for item in items if not isinstance(item, Gap))
 
@@ -242,7 +288,7 @@ class Reader:
                 if gap is not None:
                     yield gap
                 continue
-            lower_us, upper_us = _bounds(part, start_us, end_us)
+            lower_us, upper_us = bounds(part, start_us, end_us)
             if lower_us > upper_us:
                 continue
             taking_over = part.takes_over and last is not None
@@ -324,6 +370,69 @@ class Reader:
             until_us = epoch.until_us if known_at is None else min(opened_us + known_at, epoch.until_us)
             yield Gap("missing", known_until_us, until_us)
 
+    # --- trades, tickers, candles -----------------------------------------------------------------------------------
+
+    def trades(
+        self, exchange: str, market: str | None = None, start_us: int | None = None, end_us: int | None = None
+    ) -> Iterator[TradeAt]:
+        """Return the trades of a time (the exchange's), market by market, in its order; each once, whoever heard it.
+
+        Those of one time stand in the order of their ids, so that numbers count up. For the gaps among them: `items`.
+        """
+        found = self._streams(exchange, market, TRADES, start_us, end_us)
+        return (item for item in found if isinstance(item, TradeAt))
+
+    def tickers(
+        self, exchange: str, market: str | None = None, start_us: int | None = None, end_us: int | None = None
+    ) -> Iterator[TickerAt]:
+        """Return the tickers received in a time, market by market, epoch by epoch, as `books` does."""
+        found = self._streams(exchange, market, TICKER, start_us, end_us)
+        return (item for item in found if isinstance(item, TickerAt))
+
+    def candles(
+        self,
+        exchange: str,
+        market: str | None = None,
+        start_us: int | None = None,
+        end_us: int | None = None,
+        *,
+        interval_s: int = INTERVAL_S,
+    ) -> Iterator[CandleAt]:
+        """Return the candles of one length that begin in a time, market by market, as they were told last."""
+        found = self._streams(exchange, market, CANDLES, start_us, end_us, interval_s)
+        return (item for item in found if isinstance(item, CandleAt))
+
+    def items(
+        self,
+        feed: StoredFeed,
+        parts: Sequence[Segment | Gap],
+        start_us: int | None = None,
+        end_us: int | None = None,
+        *,
+        interval_s: int = INTERVAL_S,
+    ) -> Iterator[BookAt | Item | Gap]:
+        """Yield what a feed of any channel holds of a range, with the gaps; `parts` is its `timeline`."""
+        if feed.channel == ORDERBOOK:
+            return self.replay(parts, start_us, end_us)
+        epochs = self._epochs(feed)  # more than those that speak: each trade names the one it came in
+        return streams.items(self._source, feed, epochs, parts, start_us, end_us, interval_s=interval_s)
+
+    def _streams(
+        self,
+        exchange: str,
+        market: str | None,
+        channel: str,
+        start_us: int | None,
+        end_us: int | None,
+        interval_s: int = INTERVAL_S,
+    ) -> Iterator[BookAt | Item | Gap]:
+        feeds = self.feeds_of(exchange, market, channel)  # here and not in the generator: a wrong name fails at once
+        return (
+            item
+            for feed in feeds
+            for item in self.items(feed, self.timeline(feed), start_us, end_us, interval_s=interval_s)
+        )
+
     # --- the rest ---------------------------------------------------------------------------------------------------
 
     def _rows(self, epoch: Epoch, first: int) -> Iterator[Row]:
@@ -334,11 +443,8 @@ class Reader:
     def _epochs(self, feed: StoredFeed) -> list[Epoch]:
         return sorted(self._source.epochs(feed.id), key=lambda epoch: (epoch.from_us, epoch.id))
 
-    def _book_feed(self, exchange: str, market: str) -> StoredFeed:
-        feeds = self.book_feeds(exchange, market)
-        if not feeds:
-            raise UnknownFeed(f"{self._source.shown} holds no order books of {exchange.upper()} {market.upper()}")
-        return feeds[0]
+    def _feed(self, exchange: str, market: str, channel: str = ORDERBOOK) -> StoredFeed:
+        return self.feeds_of(exchange, market, channel)[0]
 
 
 def open_source(database: Path | str) -> Source:
@@ -359,13 +465,6 @@ def _only(feeds: list[StoredFeed], what: str, name: str, source: Source) -> list
     text = f"{source.shown} holds nothing of {what} {name!r}; it has {', '.join(there) or 'no data yet'}"
     near = difflib.get_close_matches(wanted, there, n=1)
     raise UnknownFeed(f"{text} (did you mean {near[0]!r}?)" if near else text)
-
-
-def _bounds(part: Segment, start_us: int | None, end_us: int | None) -> tuple[int, int]:
-    # First and last moment of a segment that lie in a range; the last is before the first where none does.
-    lower_us = part.after_us + 1 if start_us is None else max(part.after_us + 1, start_us)
-    upper_us = part.epoch.until_us if end_us is None else min(part.epoch.until_us, end_us - 1)
-    return lower_us, upper_us
 
 
 def _same_book(one: BookAt, other: BookAt) -> bool:

@@ -1,27 +1,36 @@
 """What still counts of a run after some of its records were lost.
 
 Rows can't be used across a hole, so every epoch that was open there is over: `RecordsLost` ends it in the store. What
-still comes of it is left out up to its next complete book. With that another epoch begins, where it is certain which
+still comes of a book is left out up to the next complete one. With that another epoch begins, where it is certain which
 of the exchange's messages it begins with; where it is not, nothing counts up to the epoch that its feed opens when it
 is told of the loss.
+
+Trades, tickers and candles depend on nothing before them: another epoch begins with the first mark that comes, since
+from there on it is known how many messages are missing. Only what came with that mark is left out.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from typing import NamedTuple
 
 from msgspec.structs import replace
 
 from collector.records import (
     KEYFRAME,
+    ORDERBOOK,
     BookRow,
+    CandleRow,
     CoverageMark,
     Delivery,
     EpochEnded,
     EpochOpened,
     EpochVerdict,
     Record,
+    StreamRow,
+    TickerRow,
+    TradeRow,
 )
+from storage.store import ROWS
 
 EPOCHS_MAX = 10_000  # that are remembered; the ends of more than these were lost
 # What an epoch is continued as: its own number and a multiple of this, far above what a run counts up to.
@@ -85,15 +94,16 @@ class Sieve:
     def _delivery(self, delivery: Delivery) -> Delivery:
         begin = self._where_to_begin(delivery.records)
         records: list[Record] = []
+        over = {record.epoch for record in delivery.records if type(record) is EpochEnded}
         for record in delivery.records:
-            records += self._what_counts(record, begin)
+            records += self._what_counts(record, begin, over)
         if len(records) == len(delivery.records) and all(map(_is, records, delivery.records)):
             return delivery
         lost = _frames_lost(delivery, records)
         self.frames[delivery.exchange] += lost
         return replace(delivery, records=tuple(records), frames=delivery.frames - lost)
 
-    def _what_counts(self, record: Record, begin: dict[int, int]) -> Sequence[Record]:
+    def _what_counts(self, record: Record, begin: dict[int, int], over: Set[int]) -> Sequence[Record]:
         match record:
             case EpochOpened():
                 self._whole.add(record.epoch)
@@ -101,7 +111,11 @@ class Sieve:
             case EpochEnded() if record.epoch in self._whole:
                 self._whole.discard(record.epoch)
             case BookRow() | CoverageMark() | EpochVerdict() | EpochEnded() if record.epoch not in self._whole:
+                if type(record) is CoverageMark and not (record.epoch in self._again or record.epoch in over):
+                    return self._go_on(record)
                 return self._of_a_broken_epoch(record, begin)
+            case TradeRow() | TickerRow() | CandleRow() if record.epoch not in self._whole:
+                return self._of_a_broken_stream(record)
         return (record,)
 
     # --- epochs that are not whole ----------------------------------------------------------------------------------
@@ -148,14 +162,35 @@ class Sieve:
 
     def _begin_again(self, row: BookRow, frames: int) -> tuple[EpochOpened, ...]:
         was = self._epochs.get(row.epoch)
-        times = self._times.get(row.epoch, 0) + 1
-        number = row.epoch + times * AGAIN
         # Where books are kept from changes only a comparison tells what counts, and that is not in these records.
-        if was is None or was.verdict == "compared" or number > NUMBER_MAX:
+        if was is None or was.verdict == "compared":
             return ()
-        self._times[row.epoch] = times
-        self._again[row.epoch] = _Again(number, row.n - 1, row.at_us, frames)
-        return (replace(was, epoch=number, opened_us=was.opened_us + row.at_us, verdict="unverified"),)
+        return self._open(was, _Again(0, row.n - 1, row.at_us, frames), was.opened_us + row.at_us)
+
+    def _open(self, was: EpochOpened, again: _Again, opened_us: int) -> tuple[EpochOpened, ...]:
+        times = self._times.get(was.epoch, 0) + 1
+        number = was.epoch + times * AGAIN
+        if number > NUMBER_MAX:
+            return ()
+        self._times[was.epoch] = times
+        self._again[was.epoch] = again._replace(number=number)
+        return (replace(was, epoch=number, opened_us=opened_us, verdict="unverified"),)
+
+    # --- streams, which need no complete book to go on --------------------------------------------------------------
+
+    def _go_on(self, mark: CoverageMark) -> Sequence[Record]:
+        # Everything heard until the mark's time is among the messages it counts: what comes now comes after them.
+        was = self._epochs.get(mark.epoch)
+        if was is None or was.channel == ORDERBOOK:
+            return ()
+        return self._open(was, _Again(0, 0, 0, mark.frames), mark.heard_until_us)
+
+    def _of_a_broken_stream(self, row: StreamRow) -> Sequence[Record]:
+        again = self._again.get(row.epoch)
+        if again is None:
+            self.rows[row.epoch] += 1
+            return ()
+        return (replace(row, epoch=again.number),)
 
 
 def _is(one: Record, other: Record) -> bool:
@@ -164,8 +199,8 @@ def _is(one: Record, other: Record) -> bool:
 
 def _frames_lost(delivery: Delivery, kept: Sequence[Record]) -> int:
     # Nobody knows which rows came with which frame; a frame is stored as long as anything of it may be.
-    rows_kept = sum(type(record) is BookRow for record in kept)
+    rows_kept = sum(type(record) in ROWS for record in kept)
     if not rows_kept:
         return delivery.frames
-    rows_lost = sum(type(record) is BookRow for record in delivery.records) - rows_kept
+    rows_lost = sum(type(record) in ROWS for record in delivery.records) - rows_kept
     return max(0, min(rows_lost, delivery.frames - 1))

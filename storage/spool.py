@@ -56,7 +56,7 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class Dropped(NamedTuple):
-    """What `drop_oldest` deleted; `rows` are book rows by run and epoch."""
+    """What `drop_oldest` deleted; `rows` are those of market data by run and epoch."""
 
     segment: int
     size: int

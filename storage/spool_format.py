@@ -1,7 +1,7 @@
 """The form of the spool on disk: segments, frames, and a batch inside one. `docs/spool.md` tells it in full.
 
 A frame has its lengths, its head and its body under a checksum each, so that what it accounts for is known without
-reading the book rows. The sum over the lengths starts from a random number of the segment's own: bytes that an exchange
+reading the rows. The sum over the lengths starts from a random number of the segment's own: bytes that an exchange
 sent (they are kept raw in `rejected`) can't pass for a frame, which is why reading may go on at the next frame that
 verifies after a damaged place. Sequence numbers then say exactly how many frames are gone.
 
@@ -20,6 +20,7 @@ import msgspec
 from collector.errors import NotOurs
 from collector.records import (
     BookRow,
+    CandleRow,
     CoverageMark,
     Delivery,
     EpochEnded,
@@ -29,8 +30,10 @@ from collector.records import (
     Record,
     RecordsLost,
     Rejected,
+    TickerRow,
+    TradeRow,
 )
-from storage.store import Batch, Run
+from storage.store import ROWS, Batch, Run
 
 VERSION = 1
 MAGIC = b"COLSPOOL"
@@ -143,7 +146,7 @@ class Head(msgspec.Struct, frozen=True):
     """What a frame tells about its batch: all that is asked for without its records.
 
     `sequence` counts every frame of a spool, `counts` is what the batch accounts for by exchange, `rows` the number of
-    book rows by epoch.
+    rows of market data by epoch.
     """
 
     sequence: int
@@ -179,6 +182,9 @@ class _Body(msgspec.Struct, omit_defaults=True):
     lost: list[RecordsLost] = []
     rejected: list[Rejected] = []
     events: list[Event] = []
+    trades: list[TradeRow] = []
+    tickers: list[TickerRow] = []
+    candles: list[CandleRow] = []
 
 
 # What stands on disk in a column, by the byte in `order`: new kinds are added at the end.
@@ -191,9 +197,12 @@ COLUMNS: dict[str, type[Any]] = {
     "lost": RecordsLost,
     "rejected": Rejected,
     "events": Event,
+    "trades": TradeRow,
+    "tickers": TickerRow,
+    "candles": CandleRow,
 }
 _COLUMN_OF = {kind: column for column, kind in enumerate(COLUMNS.values())}
-_ROWS = _COLUMN_OF[BookRow]
+_ROWS = tuple(_COLUMN_OF[kind] for kind in COLUMNS.values() if kind in ROWS)
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_header = msgspec.msgpack.Decoder(Header).decode
@@ -224,7 +233,7 @@ def encode(batch: Batch, sequence: int, time_us: int) -> tuple[Head, bytes]:
         )
         frames, rejected, records = counts.get(delivery.exchange, (0, 0, 0))
         counts[delivery.exchange] = Counts(frames + delivery.frames, rejected + delivery.rejected, records + taken)
-    rows = dict(Counter(map(_epoch_of, columns[_ROWS])))
+    rows = dict(Counter(_epoch_of(row) for column in _ROWS for row in columns[column]))
     body: bytes = _encode(_Body(deliveries, bytes(order), *columns))  # type: ignore[arg-type]
     return Head(sequence, time_us, batch.run, batch.number, counts, rows), body
 
@@ -287,7 +296,7 @@ class Garbage(NamedTuple):
 class Scanner:
     """Finds the frames of one segment, from `offset` on, whatever stands there.
 
-    `read(offset, size)` returns that many bytes of the segment, fewer at its end. With `bodies=False` book rows are
+    `read(offset, size)` returns that many bytes of the segment, fewer at its end. With `bodies=False` records are
     neither read nor verified.
     """
 

@@ -39,7 +39,7 @@ class Status:
     """How a spool stands; times of day are when batches were put there, `waiting` is what they account for.
 
     `damage` lists bytes between frames (segment, offset, size), at most 1,000: `check` finds more, since this reads no
-    book rows. `unreadable` names segments without a header, `aside` damaged segments that were kept, `dropped` counts
+    records. `unreadable` names segments without a header, `aside` damaged segments that were kept, `dropped` counts
     batches that were deleted to make room and no hole told of yet.
     """
 

@@ -132,7 +132,8 @@ def _good_frames(segment: Segment, header: Header) -> tuple[Count, int, bool]:
         while (found := scanner.next(segment.size)) is not None:
             if isinstance(found, Framed):
                 end = found.offset + found.size
-                count = Count(found.head.sequence + 1, plus(count.totals, found.head.counts))
+                if found.head.sequence >= count.sequence:  # else it stands there twice, and is read once
+                    count = Count(found.head.sequence + 1, plus(count.totals, found.head.counts))
     except OSError as error:
         if not is_lost(error):
             raise

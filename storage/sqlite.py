@@ -17,6 +17,7 @@ import msgspec
 from collector.errors import NotOurs, StorageBusy, StorageCorrupt, StorageError, StorageFull
 from collector.records import (
     BookRow,
+    CandleRow,
     CoverageMark,
     EpochEnded,
     EpochOpened,
@@ -25,8 +26,11 @@ from collector.records import (
     Record,
     RecordsLost,
     Rejected,
+    StreamRow,
+    TickerRow,
+    TradeRow,
 )
-from storage.store import Batch, Run, numbered_sql, stretches
+from storage.store import REPLACE_CANDLE, Batch, Run, not_stored, numbered_sql, sort_out, stretches
 
 APPLICATION_ID = 0x434F4C4C  # "COLL"
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -41,6 +45,33 @@ SELECT (? + json_extract(value, '$[0]')) << 24 | json_extract(value, '$[1]'),
 FROM json_each(?) WHERE true
 ON CONFLICT DO NOTHING
 """
+_INSERT_TRADES = """
+INSERT INTO trade (feed, venue_us, trade_id, received_us, epoch, side, price, volume)
+SELECT e.feed, json_extract(r.value, '$[6]'), json_extract(r.value, '$[1]'), json_extract(r.value, '$[5]'), e.id,
+       json_extract(r.value, '$[2]'), json_extract(r.value, '$[3]'), json_extract(r.value, '$[4]')
+FROM json_each(?) AS r CROSS JOIN epoch AS e ON e.id = ? + json_extract(r.value, '$[0]')
+WHERE true
+ON CONFLICT DO NOTHING
+"""
+_INSERT_TICKERS = """
+INSERT INTO ticker (feed, received_us, venue_us, epoch, last, bid, ask, volume)
+SELECT e.feed, json_extract(r.value, '$[1]'), json_extract(r.value, '$[2]'), e.id, json_extract(r.value, '$[3]'),
+       json_extract(r.value, '$[4]'), json_extract(r.value, '$[5]'), json_extract(r.value, '$[6]')
+FROM json_each(?) AS r CROSS JOIN epoch AS e ON e.id = ? + json_extract(r.value, '$[0]')
+WHERE true
+ON CONFLICT DO NOTHING
+"""
+_INSERT_CANDLES = f"""
+INSERT INTO candle (feed, interval_s, open_us, open, high, low, close, volume, closed, received_us, epoch)
+SELECT e.feed, json_extract(r.value, '$[1]'), json_extract(r.value, '$[2]'), json_extract(r.value, '$[3]'),
+       json_extract(r.value, '$[4]'), json_extract(r.value, '$[5]'), json_extract(r.value, '$[6]'),
+       json_extract(r.value, '$[7]'), json_extract(r.value, '$[8]'), json_extract(r.value, '$[9]'), e.id
+FROM json_each(?) AS r CROSS JOIN epoch AS e ON e.id = ? + json_extract(r.value, '$[0]')
+WHERE true
+{REPLACE_CANDLE}
+"""
+_INSERT_STREAM: dict[type, str] = {TradeRow: _INSERT_TRADES, TickerRow: _INSERT_TICKERS, CandleRow: _INSERT_CANDLES}
+_KNOWN_EPOCHS = "SELECT value FROM json_each(?) WHERE EXISTS (SELECT 1 FROM epoch WHERE id = ? + value)"
 _UPDATE_COVERAGE = """
 UPDATE coverage SET heard_until_us = max(heard_until_us, ?), confirmed_until_us = max(confirmed_until_us, ?),
                     frames = max(frames, ?)
@@ -221,7 +252,7 @@ class SQLiteStore:
             return sum(len(delivery.records) for delivery in batch.deliveries)
         there = 0
         for records in stretches(record for delivery in batch.deliveries for record in delivery.records):
-            there += self._write_records(db, records)
+            there += self._write_records(db, records, now_us)
         db.execute("UPDATE run SET batch = ?, alive_us = ? WHERE id = ?", (batch.number, now_us, self._run))
         return there
 
@@ -236,7 +267,7 @@ class SQLiteStore:
         self._run, self._epoch_base, newest = row
         return int(newest)
 
-    def _write_records(self, db: sqlite3.Connection, records: Sequence[Record]) -> int:
+    def _write_records(self, db: sqlite3.Connection, records: Sequence[Record], now_us: int) -> int:
         base = self._epoch_base
         kinds: dict[type, list[Any]] = {}
         for record in records:
@@ -249,6 +280,11 @@ class SQLiteStore:
         if rows:
             rows.sort(key=_epoch_of)  # neighbours in the tree go in side by side; n rises within an epoch already
             there += len(rows) - db.execute(_INSERT_BOOK, (base, _encode(rows).decode())).rowcount
+        streamed = [row for kind in _INSERT_STREAM for row in kinds.get(kind, ())]
+        left_out = 0
+        if streamed:
+            known, left_out = self._insert_streams(db, streamed)
+            there += known
         marks: dict[int, CoverageMark] = {mark.epoch: mark for mark in kinds.get(CoverageMark, ())}
         db.executemany(
             _UPDATE_COVERAGE,
@@ -271,19 +307,34 @@ class SQLiteStore:
             [(self._run, r.exchange.upper(), r.market, r.received_us, r.reason, r.frame) for r in rejected],
         )
         events: list[Event] = kinds.get(Event, [])
+        if left_out:
+            events.append(Event(now_us, "WARNING", "store", not_stored(left_out)))
         db.executemany(
             "INSERT INTO event (run, time_us, level, tag, text) VALUES (?, ?, ?, ?, ?)",
             [(self._run, e.time_us, e.level, e.tag, e.text) for e in events],
         )
         return there
 
+    def _insert_streams(self, db: sqlite3.Connection, rows: Sequence[StreamRow]) -> tuple[int, int]:
+        # Returns how many were there already, and how many can't be stored.
+        base = self._epoch_base
+        numbers = _encode({row.epoch for row in rows}).decode()
+        known = {number for (number,) in db.execute(_KNOWN_EPOCHS, (numbers, base))}
+        kinds, left_out = sort_out(rows, known)
+        there = 0
+        for kind, some in kinds.items():
+            if some:
+                some.sort(key=_epoch_of)  # a feed's rows side by side, in the order they came
+                there += len(some) - db.execute(_INSERT_STREAM[kind], (_encode(some).decode(), base)).rowcount
+        return there, left_out
+
     def _open_epoch(self, db: sqlite3.Connection, opened: EpochOpened) -> bool:
         feed = self._feed(db, opened.exchange, opened.market, opened.channel)
         epoch = self._epoch_base + opened.epoch
         inserted = db.execute(
-            "INSERT INTO epoch (id, run, feed, transport, depth, verdict, opened_us) VALUES (?, ?, ?, ?, ?, ?, ?) "
-            "ON CONFLICT DO NOTHING",
-            (epoch, self._run, feed, opened.transport, opened.depth, opened.verdict, opened.opened_us),
+            "INSERT INTO epoch (id, run, feed, transport, depth, verdict, opened_us, unit) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+            (epoch, self._run, feed, opened.transport, opened.depth, opened.verdict, opened.opened_us, opened.unit),
         )
         db.execute(
             "INSERT INTO coverage (epoch, from_us, heard_until_us, confirmed_until_us, frames) VALUES (?, ?, ?, ?, 0) "
@@ -406,7 +457,7 @@ def _newer(path: Path, version: int) -> str:
     )
 
 
-def _epoch_of(row: BookRow) -> int:
+def _epoch_of(row: BookRow | StreamRow) -> int:
     return row.epoch
 
 

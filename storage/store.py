@@ -6,13 +6,16 @@ outcome nobody knows, or out of the spool, and is there once.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Container, Iterable, Iterator, Set
 from pathlib import Path
 from typing import Protocol
 
 import msgspec
 
-from collector.records import Delivery, Record, RecordsLost
+from collector.records import BookRow, CandleRow, Delivery, Record, RecordsLost, StreamRow, TickerRow, TradeRow
+
+MarketRow = BookRow | StreamRow
+ROWS: frozenset[type] = frozenset((BookRow, TradeRow, TickerRow, CandleRow))  # the kinds of market data
 
 
 class Run(msgspec.Struct, frozen=True):
@@ -64,6 +67,18 @@ class Store(Protocol):
         """Close everything and give back what `open` took; may be called twice."""
 
 
+# A candle takes the place of one that is not closed where it is, and of one that is as closed and was not received
+# later: so it does not matter in which order two collectors bring theirs. Both databases understand it alike.
+REPLACE_CANDLE = """
+ON CONFLICT (feed, interval_s, open_us) DO UPDATE SET
+    open = excluded.open, high = excluded.high, low = excluded.low, close = excluded.close, volume = excluded.volume,
+    closed = excluded.closed, received_us = excluded.received_us, epoch = excluded.epoch
+WHERE excluded.closed > candle.closed
+   OR (excluded.closed = candle.closed AND excluded.received_us >= candle.received_us)
+"""
+_INT8 = 1 << 63
+
+
 # --- what stores share ------------------------------------------------------------------------------------------------
 
 
@@ -80,6 +95,28 @@ def stretches(records: Iterable[Record]) -> Iterator[list[Record]]:
         stretch.append(record)
     if stretch:
         yield stretch
+
+
+def sort_out(rows: Iterable[StreamRow], known: Container[int]) -> tuple[dict[type, list[StreamRow]], int]:
+    """Return the rows that can be stored, by kind, and how many can't.
+
+    These are of epochs that are not `known`, or have a time in their key that no 64 bits hold, which nobody can mean.
+    """
+    kinds: dict[type, list[StreamRow]] = {TradeRow: [], TickerRow: [], CandleRow: []}
+    left_out = 0
+    for row in rows:
+        kind = type(row)
+        time_us = row.venue_us if kind is TradeRow else row.open_us if kind is CandleRow else 0  # type: ignore[union-attr]
+        if row.epoch in known and time_us is not None and -_INT8 <= time_us < _INT8:
+            kinds[kind].append(row)
+        else:
+            left_out += 1
+    return kinds, left_out
+
+
+def not_stored(rows: int) -> str:
+    """Return the text of the event that tells of rows which were left out."""
+    return f"{rows} rows belong to epochs that were never opened, or to no possible time, and are not stored"
 
 
 def numbered_sql(folder: Path) -> list[tuple[int, str]]:

@@ -36,16 +36,19 @@ class Epoch(msgspec.Struct, frozen=True):
     `until_us` is where its coverage ends, both ends included: the last sign of life, or the last data that agreed where
     it ended in doubt and where nothing in the data would show a loss (`compared`). Between it and `heard_until_us` the
     connection lived and nothing is claimed. An epoch that accounts for nothing ends just before it begins. `reason` is
-    None while it is open, `crash` where the run is over and nobody wrote why.
+    None while it is open, `crash` where the run is over and nobody wrote why. `unit` is what sizes count where that is
+    a contract: `0.01 BTC`.
     """
 
     id: int
     exchange: str
     symbol: str
     currency: str
+    channel: str
     collector_id: str
     transport: str
     depth: int | None
+    unit: str | None
     verdict: str
     opened_us: int
     from_us: int
@@ -153,3 +156,10 @@ def clip(gap: Gap, start_us: int | None, end_us: int | None) -> Gap | None:
     if from_us is not None and until_us is not None and from_us >= until_us:
         return None
     return Gap(gap.reason, from_us, until_us)
+
+
+def bounds(part: Segment, start_us: int | None, end_us: int | None) -> tuple[int, int]:
+    """Return the first and last moment of a segment that lie in a range; the last is before the first if none does."""
+    lower_us = part.after_us + 1 if start_us is None else max(part.after_us + 1, start_us)
+    upper_us = part.epoch.until_us if end_us is None else min(part.epoch.until_us, end_us - 1)
+    return lower_us, upper_us

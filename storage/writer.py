@@ -14,12 +14,12 @@ from collector.errors import StorageBusy, StorageError, StorageFull
 from collector.intake import Intake
 from collector.log import Log
 from collector.metrics import Metrics
-from collector.records import BookRow, Delivery, EpochEnded, EpochOpened, Feed
+from collector.records import Delivery, EpochEnded, EpochOpened, Feed
 from collector.worker import Backoff, Worker
 from storage.backlog import Backlog
 from storage.sieve import AGAIN, Epochs, remember
 from storage.spool import Spool
-from storage.store import Batch, Run, Store
+from storage.store import Batch, MarketRow, Run, Store
 
 DRAIN_US = 250_000  # then the intake gets its turn
 PAUSE_AT_STOP_US = 200_000  # the supervisor's patience decides how often the store is tried then, not a long wait
@@ -298,7 +298,7 @@ class Writer(Worker):
                     delivery.received_us, oldest.get(delivery.exchange, delivery.received_us)
                 )
             for record in delivery.records:
-                if type(record) is BookRow:
+                if isinstance(record, MarketRow):
                     rows[record.epoch] += 1
                 elif type(record) is EpochEnded:
                     ended.append(record.epoch)

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from collector.records import CandleRow, CoverageMark, Delivery, EpochOpened, Record, TickerRow, TradeRow
 from tests.cli.conftest import Type
+from tests.storage.build import T0, OneRun
 
 
 def levels(entries: list[list[str]]) -> list[tuple[Decimal, Decimal]]:
@@ -48,6 +50,35 @@ def test_every_format_tells_the_same_books(type_: Type, recorded: Path, folder: 
     assert [(row["side"], row["price"], row["volume"]) for row in rows] == [
         (side, *level) for book in books for side in ("ask", "bid") for level in book[f"{side}s"]
     ]
+
+
+@pytest.mark.parametrize("channel", ["trades", "ticker", "candles"])
+def test_other_channels_are_exported_by_name(type_: Type, folder: Path, channel: str) -> None:
+    rows: dict[str, Record] = {
+        "trades": TradeRow(1, "7", "buy", "1.50", "2E-8", T0 + 9, T0 + 5),
+        "ticker": TickerRow(1, T0 + 9, T0 + 5, "1.50", "1", None, "3"),
+        "candles": CandleRow(1, 60, T0, "1", "2", "0.5", "1.50", "3", True, T0 + 9),
+    }
+    store = OneRun(folder / "some.sqlite")
+    store.open()
+    opened = EpochOpened(1, "UPBIT", "BTC-KRW", channel, "websocket", T0)
+    store.put([Delivery("upbit", 1, (opened, rows[channel], CoverageMark(1, T0 + 9, T0 + 9, 1)), 100)], T0)
+    store.release()
+
+    ended = type_("export", "upbit", "some.ndjson", "--channel", channel, "--db", "some.sqlite")
+    assert ended.status == 0, ended.err
+    (told,) = (json.loads(line) for line in (folder / "some.ndjson").read_text().splitlines())
+    assert told["exchange"] == "UPBIT" and "1.50" in told.values()
+    assert ended.err.startswith(f"some.ndjson: 1 {'tickers' if channel == 'ticker' else channel}, ")
+    assert json.loads((folder / "some.ndjson.manifest.json").read_bytes())["query"]["channel"] == channel
+
+    refused = type_("export", "upbit", "books.json", "--db", "some.sqlite")
+    assert (refused.status, refused.out) == (2, "")
+    assert "holds no order books of UPBIT" in refused.err
+    shown = type_("coverage", "--db", "some.sqlite", "--channel", channel)
+    assert "channel" in shown.out and channel in shown.out
+    (feed,) = json.loads(type_("coverage", "--db", "some.sqlite", "--json").out)
+    assert (feed["exchange"], feed["market"], feed["channel"]) == ("UPBIT", "BTC-KRW", channel)
 
 
 def test_a_dash_writes_to_standard_output_and_the_receipt_stays_apart(

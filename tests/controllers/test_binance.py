@@ -278,6 +278,18 @@ def test_a_futures_book_at_100_is_continued_by(
         assert usdm.follows(it, 100, joining=False) is goes_on
 
 
+def test_a_quiet_market_whose_snapshot_has_to_wait_for_its_turn_is_no_reason_to_connect_anew() -> None:
+    clock = FakeClock()
+    binance = make(Binance, setup=make_setup(clock=clock))
+    binance.anchor()
+    binance._began_us = clock.monotonic_us()
+    binance.handle(frame_of("binance", "a change"), clock.advance(1))
+    for _ in range(10):
+        binance._heard_at_us = clock.advance(40)
+        binance._watch(binance._heard_at_us)
+    assert binance.books["BTC-KRW"].waits_for_a_book
+
+
 # --- recorded ---------------------------------------------------------------------------------------------------------
 
 SPOT_2021, SPOT_2024 = "cryptofeed_spot_20211012.ndjson", "hftbacktest_spot_btcusdt_20240808.ndjson"
@@ -657,7 +669,7 @@ def test_books_begin_with_a_snapshot_each_and_go_on(live: Callable[..., Live], c
     stage.stop()
     for market in markets:
         (epoch,) = stage.stored.of(market)
-        assert epoch.opened.depth == 1000 and epoch.opened.unit is None
+        assert epoch.opened.depth == 100 and epoch.opened.unit is None
         assert snapshots(stage, market) == 1
         check_epochs(stage, market)
     stage.counts()

@@ -8,7 +8,7 @@ from collector.errors import SourceError
 from collector.records import CANDLES, CHANNELS, SAMPLED, TICKER, TRADES, Book, Candle, Ticker, Trade
 from controllers import controller_class
 from controllers.bithumb import BithumbREST, BithumbWebSocket
-from tests.controllers.streams import hearing, hold_to_any_polls, korean_us, polled
+from tests.controllers.streams import hearing, hold_to_any_polls, hold_to_any_streams, korean_us, polled
 from tests.controllers.venue import (
     Case,
     Recorded,
@@ -269,6 +269,10 @@ def test_a_poll_may_hold_nothing_or_an_error_with_http_200(channel: str) -> None
 def test_any_answer_to_a_poll_of_a_stream_gives_messages_or_a_source_error() -> None:
     for channel, row in ((TRADES, ROW), (TICKER, POLLED_TICKER), (CANDLES, MINUTE)):
         hold_to_any_polls(BithumbREST, channel, [json.dumps([row]), json.dumps([row, row]), '{"error":{"name":404}}'])
+
+
+def test_any_bytes_on_any_channel_end_in_one_outcome() -> None:
+    hold_to_any_streams(BithumbWebSocket, "bithumb")
 
 
 # --- recorded ---------------------------------------------------------------------------------------------------------

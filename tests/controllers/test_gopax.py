@@ -9,7 +9,7 @@ import pytest
 from collector.errors import SourceError, VenueRefused
 from collector.records import CANDLES, CHANNELS, ORDERBOOK, TICKER, TRADES, BookChange, Reply
 from controllers.gopax import Gopax, GopaxCandles, signature
-from tests.controllers.streams import hearing, hold_to_any_polls, korean_us, polled
+from tests.controllers.streams import hearing, hold_to_any_polls, hold_to_any_streams, korean_us, polled
 from tests.controllers.venue import (
     Case,
     cases,
@@ -213,6 +213,10 @@ def test_an_answer_that_holds_no_candles_is_a_source_error(answer: object) -> No
 def test_any_answer_to_a_poll_gives_candles_or_a_source_error() -> None:
     row = [1601032200000, 10, 40, 20, 30, 0.5902]
     hold_to_any_polls(GopaxCandles, CANDLES, [json.dumps([row, row]), '{"errorCode":10058}'])
+
+
+def test_any_bytes_on_any_channel_end_in_one_outcome() -> None:
+    hold_to_any_streams(Gopax, "gopax")
 
 
 # --- recorded ---------------------------------------------------------------------------------------------------------

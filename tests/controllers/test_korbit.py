@@ -6,7 +6,7 @@ import pytest
 from collector.errors import SourceError
 from collector.records import CANDLES, CHANNELS, TICKER, TRADES, Book, Refused, Ticker, Trade
 from controllers.korbit import Korbit, KorbitCandles
-from tests.controllers.streams import hearing, hold_to_any_polls, korean_us, polled
+from tests.controllers.streams import hearing, hold_to_any_polls, hold_to_any_streams, korean_us, polled
 from tests.controllers.venue import (
     Case,
     cases,
@@ -225,6 +225,10 @@ def test_an_answer_that_holds_no_candles_is_a_source_error(answer: object) -> No
 def test_any_answer_to_a_poll_gives_candles_or_a_source_error() -> None:
     good = json.dumps({"success": True, "data": [MINUTE, MINUTE]})
     hold_to_any_polls(KorbitCandles, CANDLES, [good, '{"success":false}'])
+
+
+def test_any_bytes_on_any_channel_end_in_one_outcome() -> None:
+    hold_to_any_streams(Korbit, "korbit")
 
 
 # --- recorded ---------------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from tests.controllers.venue import (
     recorded,
     told,
 )
-from tests.fakes import make_setup
+from tests.fakes import FakeClock, Stored, make_setup, numbers
 
 CLASSIC = "cryptofeed_spot_20210425.ndjson"
 REST_BOOK = '{"code":"200000","data":{"time":1,"sequence":"7","bids":[["1.0","2"]],"asks":[["3","4"],["5","6"]]}}'
@@ -231,6 +231,29 @@ def test_every_recorded_change_has_its_verdict_and_every_book_equals_a_plain_reb
             counts[verdict] += 1
     assert counts["book"] == 9 and counts["old"] > 0 and counts["linked"] > 1500
     assert sum(counts.values()) == 2078 + 9
+
+
+def test_the_recorded_books_that_are_stored_are_the_same(recording: Recording) -> None:
+    markets = tuple(sorted({market for market, _, _ in recording.books}))
+    clock = FakeClock()
+    setup = make_setup(clock=clock)
+    kucoin = make(KuCoin, *markets, setup=setup)
+    kucoin.anchor()
+    truth: dict[str, Reference] = {}
+    for market in markets:
+        found = [(frame, content) for name, frame, content in recording.books if name == market]
+        found.sort(key=lambda each: each[1]["kind"] != "snapshot")
+        for (frame, _), (_, book) in zip(found, reference([content for _, content in found]), strict=True):
+            kucoin.handle(frame.encode(), clock.advance(0.001))
+            assert book is not None
+            truth[market] = book
+    kucoin.flush()
+    stored = Stored(setup.intake).take()
+    for market in markets:
+        (epoch,) = stored.of(market)
+        assert (epoch.verdict, epoch.reason, epoch.opened.depth) == ("linked", None, 500)
+        assert tuple(map(numbers, epoch.book)) == truth[market].both()
+        assert epoch.rows[-1].sequence is not None
 
 
 @pytest.mark.parametrize("spoil", [skipped, repeated, swapped])

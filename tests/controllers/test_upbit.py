@@ -9,7 +9,7 @@ import pytest
 from collector.errors import BadFrame, SourceError
 from collector.records import CHANNELS, CHECKSUM_MISMATCH, TRADES, Book, Candle, Ticker, Trade
 from controllers.upbit import Upbit
-from tests.controllers.streams import hearing, korean_us
+from tests.controllers.streams import hearing, hold_to_any_streams, korean_us
 from tests.controllers.venue import (
     Case,
     cases,
@@ -195,6 +195,10 @@ def test_a_candle_begins_in_utc_and_is_never_said_to_be_closed() -> None:
     assert isinstance(candle, Candle)
     assert candle.open_us == korean_us("2026-09-25T03:26:00")
     assert (candle.interval_s, candle.closed) == (60, False)
+
+
+def test_any_bytes_on_any_channel_end_in_one_outcome() -> None:
+    hold_to_any_streams(Upbit, "upbit")
 
 
 # --- recorded ---------------------------------------------------------------------------------------------------------

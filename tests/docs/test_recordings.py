@@ -13,6 +13,7 @@ EXCHANGES = {
     "coinone": "Coinone",
     "korbit": "Korbit (Digital X)",
     "gopax": "GOPAX",
+    "binance": "Binance",
 }
 PAGE = (ROOT / "docs" / "recordings.md").read_text(encoding="utf-8")
 

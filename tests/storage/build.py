@@ -106,7 +106,7 @@ class Builder:
         if reason is not None and ended_us is None:
             ended_us = heard_us
         self.db.execute(
-            "INSERT INTO epoch VALUES (?, ?, ?, ?, 15, ?, ?, ?, ?)",
+            "INSERT INTO epoch VALUES (?, ?, ?, ?, 15, ?, ?, ?, ?, NULL)",
             (
                 self._epochs,
                 self.current_run,

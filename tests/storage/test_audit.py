@@ -3,6 +3,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,6 @@ from collector.records import Book, Trade
 from controllers.upbit import Upbit
 from storage.audit import SideAudit, audit_sides, side_told
 from storage.reader import BookAt, Gap
-from storage.timeline import Epoch
 from tests.controllers.venue import make
 
 OTHER = {"buy": "sell", "sell": "buy"}
@@ -27,11 +27,7 @@ class Traded:
     venue_us: int
 
 
-EPOCH = Epoch(
-    id=1, exchange="UPBIT", symbol="BTC", currency="KRW", collector_id="a", transport="websocket", depth=30,
-    verdict="unverified", opened_us=0, from_us=0, until_us=0, heard_until_us=0, confirmed_until_us=0, frames=0,
-    reason=None,
-)  # fmt: skip
+EPOCH: Any = None  # an audit looks at the books alone
 
 
 def book(at_us: int, bid: str | None, ask: str | None, *, venue_us: int | None = None) -> BookAt:
@@ -81,6 +77,12 @@ def test_the_clock_of_the_exchange_counts_where_its_books_have_times() -> None:
     untimed = [book(10, "10", "11"), book(30, "20", "21")]
     assert judged([Traded("buy", "21", 29, 25)], untimed) == (1, 0, 0)
     assert judged([Traded("sell", "20", 29, 25)], untimed) == (0, 1, 0), "only the first book had come"
+
+
+def test_a_trade_that_is_dated_by_the_second_goes_by_when_it_was_received() -> None:
+    books = [book(1_000_010, "10", "11", venue_us=1_000_005), book(1_900_000, "20", "21", venue_us=1_800_000)]
+    assert judged([Traded("buy", "21", 1_950_000, 1_000_000)], books) == (1, 0, 0)
+    assert judged([Traded("buy", "21", 1_950_000, 1_000_001)], books) == (0, 0, 1), "made before both"
 
 
 def test_in_a_gap_there_is_no_book() -> None:

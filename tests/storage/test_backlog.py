@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from collector.errors import StorageBusy
-from collector.records import Delivery, Event
+from collector.records import CoverageMark, Delivery, EpochEnded, EpochOpened, Event, TradeRow
 from storage.reader import Reader
 from storage.store import Batch
 from storage.writer import DRAIN_AT_STOP_US
@@ -494,6 +494,82 @@ def test_a_loss_reaches_up_to_each_feeds_next_complete_book(build: Build) -> Non
     assert house.frames()["received"] > 1000
     loses(house, "no_space", most=gone + 100)
     assert reasons(house) == ["no_space", "no_space", "stop"]  # up to the hole, behind it, and after it was told
+
+
+class Tape:
+    """A feed of trades beside the books of a house: each trade a message, handed over with its mark."""
+
+    def __init__(self, house: House) -> None:
+        self.house = house
+        self.sent: list[int] = []  # when each was received
+        self.epoch = next(house.intake.epochs)
+        opened = EpochOpened(self.epoch, "UPBIT", MARKET, "trades", "websocket", house.clock.wall_us())
+        house.intake.put(Delivery("upbit", 0, (opened,), 100))
+
+    def hear(self, trades: int) -> None:
+        for _ in range(trades):
+            self.house.clock.advance(0.05)
+            now_us = self.house.clock.wall_us()
+            self.sent.append(now_us)
+            trade = TradeRow(self.epoch, str(len(self.sent)), "buy", "100.50", "0.00000001", now_us, now_us - 7)
+            self.house.intake.put(Delivery("upbit", 1, (trade, self.mark()), 300))
+            self.house.setup.metrics.count_frames("upbit", received=1)
+            self.house.cycles()
+
+    def mark(self) -> CoverageMark:
+        return CoverageMark(self.epoch, self.sent[-1], self.sent[-1], len(self.sent))
+
+    def end(self) -> None:
+        self.house.intake.put(Delivery("upbit", 0, (EpochEnded(self.epoch, self.sent[-1], "stop"),), 100))
+
+
+def test_trades_go_on_behind_a_loss_at_once(build: Build) -> None:
+    """Nobody tells the feed; what waits behind the hole counts all the same, in an epoch that claims just that.
+
+    Mutations: leave `_go_on` out of the sieve; `mark.frames` left out of what it takes.
+    """
+    house = build(limit_bytes=100_000, segment_bytes=10_000, drop_oldest=True)
+    tape = Tape(house)
+    tape.hear(20)
+    house.goes_away()
+    while not house.log.of("spool_dropped"):
+        tape.hear(10)
+    tape.hear(30)
+    gone = sum(told["frames"] for told in house.log.of("spool_dropped"))
+    house.comes_back()
+    tape.hear(30)
+    tape.end()
+    assert house.stop()
+    with Reader(house.database) as reader:
+        stored = [int(trade.id) for trade in reader.trades("upbit", MARKET)]
+        lost, again = reader.epochs("upbit", MARKET, channel="trades")
+    assert (lost.reason, again.reason) == ("no_space", "stop")
+    assert len(tape.sent) - gone - 1 == len(stored)  # and the one that came with the first mark
+    assert stored == sorted(set(stored))
+    claimed = [n for n, us in enumerate(tape.sent, start=1) if us <= lost.until_us or again.from_us < us]
+    assert claimed == stored
+    assert lost.frames + again.frames == len(stored)
+    assert house.frames()["dropped"] == gone + 1
+
+
+def test_trades_wait_in_the_spool_and_come_once(build: Build) -> None:
+    house = build()
+    tape = Tape(house)
+    tape.hear(10)
+    house.goes_away()
+    tape.hear(50)
+    assert house.frames()["spool"] == 50
+    house.store.unanswered = 1  # the first commit is there, and nobody says so
+    house.comes_back()
+    tape.hear(5)
+    house.comes_back()
+    tape.hear(5)
+    tape.end()
+    assert house.stop()
+    with Reader(house.database) as reader:
+        assert [int(trade.id) for trade in reader.trades("upbit", MARKET)] == list(range(1, 71))
+        (epoch,) = reader.epochs("upbit", MARKET, channel="trades")
+    assert (epoch.frames, epoch.reason, epoch.until_us) == (70, "stop", tape.sent[-1])
 
 
 def test_the_newest_is_refused_where_nothing_else_is_asked_for(build: Build) -> None:

@@ -1,20 +1,18 @@
 """What every store keeps to, whichever database is behind it; and that what was written alike is read alike."""
 
 import signal
-import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import psycopg
+import msgspec
 import pytest
 
 from collector.records import (
     KEYFRAME,
     BookRow,
+    CandleRow,
     CoverageMark,
     EpochEnded,
     EpochOpened,
@@ -22,78 +20,23 @@ from collector.records import (
     Event,
     RecordsLost,
     Rejected,
+    TickerRow,
+    TradeRow,
 )
 from storage import maintenance, postgres_maintenance
 from storage.convert import DataConverter
 from storage.coverage import coverage
-from storage.postgres import PostgresStore
 from storage.reader import BookAt, Gap, Reader
 from storage.sqlite import SQLiteStore
 from storage.store import Run, Store
 from tests.conftest import ROOT
+from tests.storage.places import Place, alike
 from tests.storage.story import DAY, DAY_US, FEEDS, MIDNIGHT, S, batch, story, write_all
 
 T0 = MIDNIGHT
 RUN = Run("run 1", "here", "1.2.3", T0)
 OPENED = EpochOpened(1, "UPBIT", "BTC-KRW", "orderbook", "websocket", T0, 30)
 BOOK = BookRow(1, 1, 0, 5, 77, KEYFRAME, '[["99","1.5"],["98","2"]]', '[["101","0.10"]]')
-
-
-class Place:
-    """A database of one kind, for the stores that open it and for questions to it."""
-
-    def __init__(self, database: Path | str) -> None:
-        self.database = database
-        self._open: list[PostgresStore | SQLiteStore] = []
-
-    def store(self) -> PostgresStore | SQLiteStore:
-        store = PostgresStore(self.database) if isinstance(self.database, str) else SQLiteStore(self.database)
-        store.open()
-        self._open.append(store)
-        return store
-
-    def close(self) -> None:
-        while self._open:
-            self._open.pop().release()
-
-    def ask(self, sql: str) -> list[Any]:
-        if isinstance(self.database, str):
-            with psycopg.connect(self.database) as db:
-                return db.execute(sql).fetchall()
-        with closing(sqlite3.connect(self.database)) as lite:
-            return lite.execute(sql).fetchall()
-
-    def rows(self) -> list[tuple[int, int]]:
-        """Epoch (as the database has it) and number of every row."""
-        if isinstance(self.database, str):
-            return self.ask("SELECT epoch, n FROM book ORDER BY epoch, n")
-        return self.ask("SELECT id >> 24, id & 16777215 FROM book ORDER BY id")
-
-    def ledger(self) -> list[Any]:
-        return self.ask(
-            "SELECT from_us, heard_until_us, confirmed_until_us, frames, c.reason, e.ended_us, e.reason, e.verdict "
-            "FROM coverage AS c JOIN epoch AS e ON e.id = c.epoch ORDER BY e.id"
-        )
-
-
-@pytest.fixture
-def sqlite_place(tmp_path: Path) -> Iterator[Place]:
-    place = Place(tmp_path / "collector.sqlite")
-    yield place
-    place.close()
-
-
-@pytest.fixture
-def postgres_place(postgres_url: str) -> Iterator[Place]:
-    place = Place(postgres_url)
-    yield place
-    place.close()
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-def place(request: pytest.FixtureRequest) -> Place:
-    found: Place = request.getfixturevalue(f"{request.param}_place")
-    return found
 
 
 @pytest.fixture
@@ -181,6 +124,132 @@ def test_a_batch_that_fails_leaves_nothing_of_itself(place: Place, store: Store)
         store.write(batch(RUN, 2, row(2), CoverageMark(1, T0 + 9, T0 + 9, 2), broken), T0)
     assert (place.ledger(), place.rows()) == before
     assert store.write(batch(RUN, 2, row(2)), T0) == 0
+
+
+# --- trades, tickers, candles -----------------------------------------------------------------------------------------
+
+TRADES = EpochOpened(1, "UPBIT", "BTC-KRW", "trades", "websocket", T0)
+TICKER = EpochOpened(2, "UPBIT", "BTC-KRW", "ticker", "websocket", T0)
+CANDLES = EpochOpened(3, "UPBIT", "BTC-KRW", "candles", "websocket", T0)
+ALL_TRADES = "SELECT trade_id, venue_us, received_us, side, price, volume, epoch FROM trade ORDER BY venue_us, trade_id"
+ALL_CANDLES = (
+    "SELECT open_us, open, high, low, close, volume, closed, received_us FROM candle ORDER BY interval_s, open_us"
+)
+
+
+def trade(
+    trade_id: str, venue_us: int = T0, *, epoch: int = 1, received_us: int = T0 + 9, price: str = "1.10"
+) -> TradeRow:
+    return TradeRow(epoch, trade_id, "buy", price, "2E-8", received_us, venue_us)
+
+
+def candle(close: str, received_us: int, *, closed: bool = False, epoch: int = 3, open_us: int = T0) -> CandleRow:
+    return CandleRow(epoch, 60, open_us, "1", "2.50", "0.5", close, "0", closed, received_us)
+
+
+def test_trades_tickers_and_candles_are_there_to_the_digit(place: Place, store: Store) -> None:
+    records = (
+        TRADES,
+        TICKER,
+        CANDLES,
+        trade("7"),
+        TickerRow(2, T0 + 5, None, "1.10", None, "1.2E+3", "0.00"),
+        candle("1.50", T0 + 3),
+        CoverageMark(1, T0 + 9, T0 + 9, 1),
+    )
+    assert store.write(batch(RUN, 1, *records), T0 + 9) == 0
+    assert place.ask(ALL_TRADES) == [("7", T0, T0 + 9, "buy", "1.10", "2E-8", 1)]
+    assert place.ask("SELECT received_us, venue_us, last, bid, ask, volume, epoch FROM ticker") == [
+        (T0 + 5, None, "1.10", None, "1.2E+3", "0.00", 2)
+    ]
+    assert place.ask(ALL_CANDLES) == [(T0, "1", "2.50", "0.5", "1.50", "0", 0, T0 + 3)]
+    assert place.ask("SELECT channel, epoch.id FROM epoch JOIN feed ON feed.id = feed ORDER BY epoch.id") == [
+        ("trades", 1), ("ticker", 2), ("candles", 3)
+    ]  # fmt: skip
+
+
+def test_a_trade_that_is_there_stays_as_it_was_and_costs_its_neighbours_nothing(place: Place, store: Store) -> None:
+    """Fails without ON CONFLICT DO NOTHING where trades go in."""
+    store.write(batch(RUN, 1, TRADES, trade("7"), trade("9")), T0)
+    assert store.write(batch(RUN, 2, trade("7", price="66"), trade("8"), trade("9"), trade("9"), trade("10")), T0) == 3
+    assert [line[:2] + line[4:5] for line in place.ask(ALL_TRADES)] == [
+        (number, T0, "1.10") for number in ("10", "7", "8", "9")
+    ]
+    store.write(batch(RUN, 3, trade("7", T0 + 1)), T0)  # venues reuse numbers: of another time it is another trade
+    assert [line[1] for line in place.ask(ALL_TRADES)] == [T0] * 4 + [T0 + 1]
+
+
+def test_two_collectors_trades_unite_and_their_tickers_stay_apart(place: Place, store: Store) -> None:
+    """Fails without the epoch in the key of `ticker`."""
+    other = Run("run 2", "elsewhere", "1", T0)
+    mine = (TRADES, TICKER, trade("7"), TickerRow(2, T0 + 5, T0, "1", None, None, None))
+    assert store.write(batch(RUN, 1, *mine), T0) == 0
+    theirs = (
+        TRADES,
+        TICKER,
+        trade("7", received_us=T0 + 1),
+        trade("8"),
+        TickerRow(2, T0 + 5, T0, "2", None, None, None),
+    )
+    assert store.write(batch(other, 1, *theirs), T0) == 1
+    assert [line[0] for line in place.ask(ALL_TRADES)] == ["7", "8"]
+    assert place.ask("SELECT last FROM ticker ORDER BY epoch") == [("1",), ("2",)]
+
+
+@pytest.mark.parametrize("together", [False, True], ids=["in batches", "in one batch"])
+def test_a_candle_is_replaced_by_what_is_newer_and_never_opened_again(
+    place: Place, store: Store, together: bool
+) -> None:
+    """Fails without any of the conditions of `REPLACE_CANDLE`."""
+    told = [
+        (candle("1", T0 + 5), "1"),
+        (candle("2", T0 + 7), "2"),
+        (candle("3", T0 + 6), "2"),  # received earlier
+        (candle("4", T0 + 3, closed=True), "4"),  # by another collector, whose clock is behind
+        (candle("5", T0 + 9), "4"),
+        (candle("6", T0 + 2, closed=True), "4"),
+        (candle("7", T0 + 8, closed=True), "7"),  # the exchange corrected it
+    ]
+    if together:
+        told = [(row, "7") for row, _ in told]
+        store.write(batch(RUN, 1, CANDLES, *(row for row, _ in told), candle("8", T0, open_us=T0 + 60 * S)), T0)
+        assert [line[4] for line in place.ask(ALL_CANDLES)] == ["7", "8"]
+        return
+    store.write(batch(RUN, 1, CANDLES), T0)
+    for number, (row, close) in enumerate(told, start=2):
+        store.write(batch(RUN, number, row), T0)
+        assert [line[4] for line in place.ask(ALL_CANDLES)] == [close]
+
+
+def test_rows_that_no_epoch_or_no_time_has_are_told_and_hold_up_nothing(place: Place, store: Store) -> None:
+    strays = (trade("1", epoch=9), TickerRow(9, T0, None, "1", None, None, None), candle("1", T0, epoch=9))
+    odd = (trade("2", 1 << 63), candle("1", T0, open_us=-(1 << 64)))
+    store.write(batch(RUN, 1, TRADES, CANDLES, *strays, *odd, trade("7")), T0)
+    assert [line[0] for line in place.ask(ALL_TRADES)] == ["7"]
+    ((text,),) = place.ask("SELECT text FROM event")
+    assert text.startswith("5 rows ")
+    assert place.ask("SELECT count(*) FROM candle") == place.ask("SELECT count(*) FROM ticker") == [(0,)]
+
+
+def test_what_was_lost_ends_epochs_of_streams_as_well_and_their_rows_stay(place: Place, store: Store) -> None:
+    store.write(batch(RUN, 1, TRADES, trade("7"), CoverageMark(1, T0 + 9, T0 + 9, 1)), T0)
+    again = EpochOpened(5, "UPBIT", "BTC-KRW", "trades", "websocket", T0 + 50)
+    late = trade("8", T0 + 60, epoch=5)
+    store.write(batch(RUN, 2, RecordsLost("no_space"), again, late, CoverageMark(5, T0 + 60, T0 + 60, 1)), T0)
+    assert [line[:6] for line in place.ledger()] == [
+        (T0, T0 + 9, T0 + 9, 1, "no_space", T0 + 9),
+        (T0 + 50, T0 + 60, T0 + 60, 1, None, None),
+    ]
+    assert [line[0] for line in place.ask(ALL_TRADES)] == ["7", "8"]
+
+
+def test_an_epoch_tells_what_its_sizes_count(place: Place, store: Store) -> None:
+    swap = EpochOpened(1, "OKX", "BTC-USDT:USDT", "orderbook", "websocket", T0, 400, "linked", "0.01 BTC")
+    store.write(batch(RUN, 1, swap, msgspec.structs.replace(TRADES, epoch=2)), T0)
+    assert place.ask("SELECT unit FROM epoch ORDER BY id") == [("0.01 BTC",), (None,)]
+    with Reader(place.database) as reader:
+        (epoch,) = reader.epochs("okx", "BTC-USDT:USDT")
+        assert (epoch.unit, epoch.verdict) == ("0.01 BTC", "linked")
 
 
 # --- the ledger -------------------------------------------------------------------------------------------------------
@@ -315,21 +384,6 @@ def test_a_kill_leaves_whole_batches_and_a_ledger_that_claims_no_more(place: Pla
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def both(sqlite_place: Place, postgres_place: Place) -> list[Place]:
-    return [sqlite_place, postgres_place]
-
-
-def alike(places: list[Place], question: Callable[[Reader], Any]) -> Any:
-    """Ask each of the two databases; return the answer they agree on."""
-    answers = []
-    for place in places:
-        with Reader(place.database) as reader:
-            answers.append(question(reader))
-    assert answers[0] == answers[1]
-    return answers[0]
 
 
 @pytest.mark.parametrize("seed", range(3))

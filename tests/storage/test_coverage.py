@@ -119,7 +119,10 @@ def test_what_no_comparison_confirmed_is_heard_and_not_claimed(db: Builder, reas
 
 def test_what_waits_in_the_spool_is_pending_until_it_is_stored(db: Builder) -> None:
     day(db)
-    waiting = {("UPBIT", "BTC-KRW"): [(T0 + 45 * S, T0 + 55 * S)], ("GOPAX", "BTC-KRW"): [(T0, T0 + 10 * S)]}
+    waiting = {
+        ("UPBIT", "BTC-KRW", "orderbook"): [(T0 + 45 * S, T0 + 55 * S)],
+        ("GOPAX", "BTC-KRW", "orderbook"): [(T0, T0 + 10 * S)],
+    }
     with Reader(db.path) as reader:
         gopax, upbit = coverage(reader, T0, T0 + 60 * S, pending=waiting)
         assert upbit.intervals[-2:] == (

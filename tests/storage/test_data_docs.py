@@ -20,6 +20,8 @@ def db(tmp_path: Path) -> Iterator[Builder]:
     epoch = builder.epoch(heard_us=T0 + 10)
     builder.row(epoch, 1, 0, bids=[("100", "1")], asks=[("101", "2")], keyframe=True)
     builder.db.execute("INSERT INTO rejected VALUES (1, 1, 'UPBIT', NULL, ?, 'why', ?)", (T0, b"{"))
+    trades = builder.feed(channel="trades")
+    builder.db.execute("INSERT INTO trade VALUES (?, ?, '7', ?, 1, 'buy', '100.50', '2')", (trades, T0, T0 + 5))
     yield builder
     builder.close()
 
@@ -42,12 +44,18 @@ def test_every_query_runs_and_finds_something(db: Builder) -> None:
         assert db.db.execute(query).fetchall(), query
 
 
-def test_the_python_example_runs(
+def test_the_python_examples_run(
     db: Builder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (example,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
-    exec(example.replace("data/collector.sqlite", str(db.path)), {})
-    assert "nobody was listening: open from" in capsys.readouterr().out
+    for channel in ("ticker", "candles"):
+        db.feed(channel=channel)
+    printed = []
+    for example in re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL):
+        exec(example.replace("data/collector.sqlite", str(db.path)), {})
+        printed.append(capsys.readouterr().out)
+    books, streams = printed
+    assert "nobody was listening: open from" in books
+    assert f"{T0} buy 100.50 2 7" in streams
 
 
 def test_examples_have_the_keys_of_an_export(db: Builder, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from collector.errors import ConfigError, NotOurs, StorageBusy, StorageCorrupt, 
 from collector.records import (
     KEYFRAME,
     BookRow,
+    CandleRow,
     CoverageMark,
     Delivery,
     EpochEnded,
@@ -23,11 +24,14 @@ from collector.records import (
     Event,
     Record,
     Rejected,
+    TickerRow,
+    TradeRow,
 )
 from storage import postgres_database
 from storage.postgres import PostgresStore
-from storage.postgres_database import SCHEMA_VERSION, Address, Session
+from storage.postgres_database import SCHEMA_VERSION, Address, Session, migrations
 from storage.postgres_partitions import DAY_US, days, make_day, partition
+from storage.reader import Reader
 from storage.store import Batch, Run
 from tests.conftest import WaitUntil
 from tests.postgres import PASSWORD, Door, Server
@@ -78,7 +82,35 @@ def test_many_that_start_at_once_make_the_schema_once(postgres_url: str) -> None
 
     with ThreadPoolExecutor(len(stores)) as pool:
         list(pool.map(start, stores))
-    assert query(postgres_url, "SELECT version FROM collector_schema") == [(SCHEMA_VERSION,)]
+    assert query(postgres_url, "SELECT version FROM collector_schema ORDER BY 1") == [(n,) for n, _ in migrations()]
+
+
+def test_what_an_older_schema_holds_is_read_and_kept(postgres_url: str) -> None:
+    """A database from before trades, tickers and candles came."""
+    with psycopg.connect(postgres_url) as db:
+        db.execute(dict(migrations())[1].encode())
+        db.execute("CREATE TABLE collector_schema (version integer, applied_at timestamptz NOT NULL DEFAULT now())")
+        db.execute("INSERT INTO collector_schema (version) VALUES (1)")
+        db.execute(
+            "INSERT INTO exchange (name) VALUES ('UPBIT'); INSERT INTO market (symbol, currency) VALUES ('B', 'K')"
+        )
+        db.execute("INSERT INTO feed (exchange, market, channel) VALUES (1, 1, 'ticker')")
+        db.execute("INSERT INTO run (uid, collector_id, version, started_us, alive_us) VALUES ('u', 'here', '1', 0, 5)")
+        db.execute(
+            "INSERT INTO epoch (run, number, feed, transport, verdict, opened_us) VALUES (1, 1, 1, 'rest', 'x', 5)"
+        )
+        db.execute("INSERT INTO ticker VALUES (1, 7, NULL, 1, '1.50', NULL, NULL, NULL)")
+        db.execute("INSERT INTO candle VALUES (1, 60, 0, '1', '2', '3', '4', '5', 1, 7, 1)")
+    with Reader(postgres_url) as reader:
+        (epoch,) = reader.epochs("upbit", "b-k", channel="ticker")
+        assert (epoch.unit, epoch.opened_us) == (None, 5)
+    store = PostgresStore(postgres_url)
+    store.check()
+    store.release()
+    with Reader(postgres_url) as reader:
+        assert reader.epochs("upbit", "b-k", channel="ticker") == [epoch]
+    assert query(postgres_url, "SELECT * FROM ticker") == [(1, 7, None, 1, "1.50", None, None, None)]
+    assert query(postgres_url, "SELECT * FROM candle") == [(1, 60, 0, "1", "2", "3", "4", "5", 1, 7, 1)]
 
 
 def test_what_is_promised_is_in_force_whatever_the_server_says(postgres_url: str) -> None:
@@ -460,7 +492,7 @@ def test_rows_of_an_epoch_nobody_opened_are_told_and_hold_up_nothing(store: Post
     assert store.write(batch(1, OPENED, stray, FIRST, stray, *more), T0) == 0
     assert rows(postgres_url) == [(1, 1)]
     assert query(postgres_url, "SELECT level, text FROM event") == [
-        ("WARNING", "2 book rows belong to epochs that were never opened, and are not stored")
+        ("WARNING", "2 rows belong to epochs that were never opened, or to no possible time, and are not stored")
     ]
 
 
@@ -516,6 +548,24 @@ def test_rows_go_to_the_partition_of_their_day_and_odd_times_to_the_default_one(
         ("book_default", 6),
         ("book_default", 7),
     ]
+
+
+def test_streams_go_to_the_partitions_of_their_own_days(store: PostgresStore, postgres_url: str) -> None:
+    """Trades by the exchange's time, candles by their beginning, tickers by receipt."""
+    day_us = T0 // DAY_US * DAY_US
+    records = (
+        EpochOpened(1, "UPBIT", "BTC-KRW", "trades", "websocket", T0),
+        TradeRow(1, "7", "buy", "1", "1", T0, day_us - 1),
+        TradeRow(1, "8", "buy", "1", "1", T0, 0),
+        TickerRow(1, T0, day_us - 1, "1", None, None, None),
+        CandleRow(1, 60, day_us - 60_000_000, "1", "1", "1", "1", "1", True, T0),
+    )
+    assert store.write(batch(1, *records), T0) == 0
+    today, before = T0 // DAY_US, T0 // DAY_US - 1
+    sql = "SELECT tableoid::regclass::text FROM {} ORDER BY 1"
+    assert query(postgres_url, sql.format("trade")) == [(partition("trade", before),), ("trade_default",)]
+    assert query(postgres_url, sql.format("ticker")) == [(partition("ticker", today),)]
+    assert query(postgres_url, sql.format("candle")) == [(partition("candle", before),)]
 
 
 def test_a_day_that_is_made_late_takes_its_rows_from_the_default_partition(

@@ -15,7 +15,7 @@ from storage import postgres_maintenance
 from storage.coverage import coverage
 from storage.postgres import PostgresStore
 from storage.postgres_maintenance import PostgresHousekeeping, delete_days_before, make_days, trim
-from storage.postgres_partitions import days
+from storage.postgres_partitions import TABLES, days
 from storage.reader import Gap, Reader
 from storage.rounds import ROUND_EVERY_US
 from storage.store import Run
@@ -89,7 +89,7 @@ def test_days_are_made_ahead(store: PostgresStore) -> None:
     housekeeping = PostgresHousekeeping(store, clock)
     while housekeeping.step(log):
         pass
-    for table in ("book", "trade"):
+    for table in TABLES:
         assert store.in_transaction(lambda db, table=table: days(db, table)) == {DAY, DAY + 1, DAY + 2}  # type: ignore[misc]
     clock.wall += DAY_US
     clock.monotonic += ROUND_EVERY_US
@@ -213,7 +213,8 @@ def test_trades_tickers_and_candles_are_judged_by_their_own_time(
         ((first_us, number),) = ask(postgres_url, f"SELECT min({column}), count(*) FROM {table}")
         assert (first_us, number) == (MIDNIGHT + DAY_US, 6)
     assert ask(postgres_url, "SELECT from_us FROM coverage") == [(MIDNIGHT + DAY_US,)]
-    assert store.in_transaction(lambda db: days(db, "trade")) == {DAY + 1, DAY + 2}
+    for table in TABLES:
+        assert store.in_transaction(lambda db, table=table: days(db, table)) == {DAY + 1, DAY + 2}  # type: ignore[misc]
 
 
 def test_a_day_that_somebody_reads_is_dropped_another_time(

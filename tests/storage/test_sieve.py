@@ -16,6 +16,7 @@ from collector.records import (
     Event,
     Record,
     Rejected,
+    TradeRow,
 )
 from storage import sieve as module
 from storage.sieve import AGAIN, Epochs, Sieve, remember
@@ -178,3 +179,42 @@ def test_of_epochs_whose_end_was_lost_the_oldest_are_forgotten(monkeypatch: pyte
     for number in range(1, 6):
         remember(epochs, replace(OPENED, epoch=number))
     assert list(epochs) == [3, 4, 5]
+
+
+# --- streams ----------------------------------------------------------------------------------------------------------
+
+TRADES = EpochOpened(3, "UPBIT", "BTC-KRW", "trades", "websocket", 1000)
+
+
+def trade(n: int, *, epoch: int = 3) -> TradeRow:
+    return TradeRow(epoch, str(n), "buy", "1", "2", 1000 + n * 10, 1000 + n * 10)
+
+
+def test_trades_go_on_behind_the_first_mark_without_a_complete_anything() -> None:
+    """Mutation: leave out the case of rows of streams in `_what_counts`, or what `_go_on` takes from the counts."""
+    sieve = broken([TRADES])
+    again = 3 + AGAIN
+    opened = replace(TRADES, epoch=again, opened_us=1080)
+    assert sift(sieve, deliver(trade(7), trade(8), mark(8, epoch=3), frames=2)) == [opened]
+    assert (sieve.frames, sieve.rows) == ({"upbit": 2}, {3: 2})
+    told = mark(9, epoch=3)
+    assert sift(sieve, deliver(trade(9), told, EpochEnded(3, 1090, "stop"), frames=1)) == [
+        trade(9, epoch=again), replace(told, epoch=again, frames=1), EpochEnded(again, 1090, "stop")
+    ]  # fmt: skip
+    assert (sieve.frames, sieve.rows) == ({"upbit": 2}, {3: 2})
+    assert sift(sieve, deliver(trade(10), mark(10, epoch=3), frames=1)) == [
+        replace(opened, epoch=again + AGAIN, opened_us=1100)
+    ]
+
+
+def test_a_stream_that_ends_with_what_was_lost_does_not_begin_again() -> None:
+    sieve = broken([TRADES])
+    assert sift(sieve, deliver(trade(8), mark(8, epoch=3), EpochEnded(3, 1080, "stop"), frames=1)) == []
+    assert (sieve.frames, sieve.rows) == ({"upbit": 1}, {3: 1})
+
+
+def test_a_stream_that_nobody_remembers_is_left_out() -> None:
+    sieve = Sieve((), {})
+    assert sift(sieve, deliver(trade(8), mark(8, epoch=3), frames=1)) == []
+    assert sift(sieve, deliver(trade(9), mark(9, epoch=3), frames=1)) == []
+    assert sieve.rows == {3: 2}

@@ -19,6 +19,7 @@ import storage.spool_reader
 from collector.errors import NotOurs, StorageBusy, StorageError, StorageFull
 from collector.records import (
     BookRow,
+    CandleRow,
     CoverageMark,
     Delivery,
     EpochEnded,
@@ -28,6 +29,8 @@ from collector.records import (
     Record,
     RecordsLost,
     Rejected,
+    TickerRow,
+    TradeRow,
 )
 from storage import spool_format
 from storage.spool import BatchId, Counts, Hole, Spool, Spooled
@@ -125,7 +128,7 @@ SMALL = {"segment_bytes": 12_000}  # a few frames a segment, the room kept for a
 
 
 EVERY_KIND: tuple[Record, ...] = (
-    EpochOpened(1, "upbit", "BTC-KRW", "orderbook", "websocket", 5, None, "unverified"),
+    EpochOpened(1, "upbit", "BTC-KRW", "orderbook", "websocket", 5, None, "unverified", "0.01 BTC"),
     BookRow(1, 1, 0, None, None, 1, '[["1.10","2"]]', "[]"),
     CoverageMark(1, 7, 6, 5),
     EpochVerdict(1, "compared"),
@@ -133,6 +136,9 @@ EVERY_KIND: tuple[Record, ...] = (
     RecordsLost("no_space"),
     Rejected("upbit", None, 9, "no JSON", b"\x00\xff\xc1SPF"),
     Event(10, "INFO", "writer", "데이터 수집 시작"),
+    TradeRow(2, "7", "buy", "1.10", "2E-8", 11, 10),
+    TickerRow(3, 12, None, "1.10", "1.09", "1.11", None),
+    CandleRow(4, 60, 0, "1", "2", "0.50", "1.5", "0", True, 13),
 )
 
 
@@ -173,6 +179,18 @@ def test_batches_come_out_in_order_through_many_segments_and_a_restart(tmp_path:
         assert numbers(items) == list(range(1, 200))
         assert is_empty(spool) and not spool.frames and not spool.waiting and not spool.bytes
         assert not segments(tmp_path / "s")
+
+
+def test_frames_that_stand_there_twice_count_once(tmp_path: Path) -> None:
+    """Mutation: count every good frame of the newest segment in `_good_frames`."""
+    fill(tmp_path, range(1, 4))
+    (newest,) = segments(tmp_path)
+    (at, size), *_ = frames_of(newest)[2:]
+    data = newest.read_bytes()
+    newest.write_bytes(data + data[at : at + size])
+    with opened(tmp_path) as spool:
+        assert numbers(drained(spool)) == [1, 2, 3]
+        assert (spool.empty, spool.waiting, spool.frames) == (True, {}, 0)
 
 
 def test_appending_goes_on_while_it_is_drained(tmp_path: Path) -> None:

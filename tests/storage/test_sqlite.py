@@ -33,7 +33,8 @@ from collector.records import (
     Rejected,
 )
 from simulator.judge import judge
-from storage.sqlite import APPLICATION_ID, MIGRATIONS, SCHEMA_VERSION, SQLiteStore
+from storage.reader import Reader
+from storage.sqlite import APPLICATION_ID, MIGRATIONS, SCHEMA_VERSION, SQLiteStore, migrations
 from storage.store import Batch
 from tests.conftest import ROOT
 from tests.storage.build import OneRun
@@ -415,6 +416,30 @@ def test_migrations_run_once_and_in_order(path: Path, tmp_path: Path, monkeypatc
     assert found == {**before, "event": [(*row, None) for row in before["event"]]}
 
 
+def test_what_an_older_schema_holds_is_read_and_kept(path: Path) -> None:
+    """A database from before trades, tickers and candles came."""
+    with closing(sqlite3.connect(path)) as db:
+        db.executescript("".join(sql for number, sql in migrations() if number < 3))
+        db.executescript(f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = 2")
+        db.executescript(
+            "INSERT INTO exchange VALUES (1, 'UPBIT'); INSERT INTO market VALUES (1, 'BTC', 'KRW');"
+            "INSERT INTO feed VALUES (1, 1, 1, 'ticker');"
+            "INSERT INTO run VALUES (1, 'u', 'here', '1', 0, 5, 5, NULL, 1);"
+            "INSERT INTO epoch VALUES (1, 1, 1, 'websocket', NULL, 'unverified', 5, NULL, NULL);"
+            "INSERT INTO ticker VALUES (1, 7, NULL, 1, '1.50', NULL, NULL, NULL)"
+        )
+    with Reader(path) as reader:
+        (epoch,) = reader.epochs("upbit", "BTC-KRW", channel="ticker")
+        assert (epoch.unit, epoch.opened_us) == (None, 5)
+    store = SQLiteStore(path)
+    store.open()
+    store.release()
+    with Reader(path) as reader:
+        assert reader.epochs("upbit", "BTC-KRW", channel="ticker") == [epoch]
+    with closing(sqlite3.connect(path)) as db:
+        assert db.execute("SELECT * FROM ticker").fetchall() == [(1, 7, None, 1, "1.50", None, None, None)]
+
+
 def test_a_migration_that_fails_leaves_the_old_schema(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -506,7 +531,7 @@ def test_every_kind_of_record_arrives(store: OneRun) -> None:
     assert found["exchange"] == [(1, "UPBIT")]
     assert found["market"] == [(1, "BTC", "KRW")]
     assert found["feed"] == [(1, 1, 1, "orderbook")]
-    assert found["epoch"] == [(1, 1, 1, "websocket", 30, "compared", T0, T0 + 30, "rejected")]
+    assert found["epoch"] == [(1, 1, 1, "websocket", 30, "compared", T0, T0 + 30, "rejected", None)]
     assert found["coverage"] == [(1, T0, T0 + 30, T0 + 20, 2, "rejected")]
     assert found["book"] == [
         (1 << 24 | 1, 0, 5, 77, KEYFRAME, '[["99","1.5"],["98","2"]]', '[["101","0.10"]]'),
