@@ -60,8 +60,9 @@ VALUES = [
 ]  # fmt: skip
 KEYS = [
     "exchanges", "markets", "channels", "storage", "path", "log", "level", "upbit", "Upbit", "upbitt", "exchange",
-    "transport", "endpoint", "websocket", "backoff", "base_s", "cap_s", "port", "1", "1.5", "null", "true", "~", "2020-01-01", "''",
-    "'a b'", "''''", "'a:b'", "'a.b'", "'[0]'", '"a\\nb"', '"\\e[2J"', '"\\u202e"', "값", "? a", "? [a, b]", "<<",
+    "transport",
+    "endpoint", "websocket", "backoff", "base_s", "cap_s", "port", "1", "1.5", "null", "true", "~", "2020-01-01",
+    "''", "'a b'", "''''", "'a:b'", "'a.b'", "'[0]'", '"a\\nb"', '"\\e[2J"', '"\\u202e"', "값", "? a", "? [a, b]", "<<",
     "&k key",
     "*k", "!!binary aGk=", "A" * 3000, "__class__", "model_config", "model_fields", "_sources", "__init__", "-",
     "collector_id",
