@@ -102,13 +102,14 @@ class Controller(Worker):
     listing_path: ClassVar[str]  # the call that lists its markets
     budget_per_s: ClassVar[float] = 10.0  # REST requests all controllers of the exchange may make together
     connects_per_s: ClassVar[float] = 5.0  # connections they may open together
+    # Markets that one connection bears well, all channels at once: taken where `markets` is `all` or has a pattern.
+    markets_per_connection: ClassVar[int] = 50
 
     def __init__(self, markets: Sequence[str], setup: Setup, *, generation: int = 1) -> None:
         options = setup.options.backoff
         backoff = Backoff(setup.clock, base_s=options.base_s, cap_s=options.cap_s, healthy_s=options.healthy_s)
         name = f"{self.exchange}/{markets[0]}" + (f"+{len(markets) - 1}" if len(markets) > 1 else "")
-        if not self.default:
-            name += f"/{self.transport}"
+        name += "".join(f"/{part}" for part in (self.product, "" if self.default else self.transport) if part)
         super().__init__(name, setup.log, setup.clock, backoff=backoff, generation=generation)
         self.setup = setup
         self.keys = setup.keys
@@ -173,8 +174,13 @@ class Controller(Worker):
         raise NotImplementedError(f"{type(self).__name__} can't read")
 
     @classmethod
+    def listing_paths(cls) -> Sequence[str]:
+        """Return the calls that list its markets together; several where one holds only a kind of them."""
+        return (cls.listing_path,)
+
+    @classmethod
     def parse_listing(cls, body: bytes) -> list[str]:
-        """Return the markets that trade now, in house form, from the answer to `listing_path`; raises `SourceError`."""
+        """Return the markets that trade now, in house form, from the answer to a listing; raises `SourceError`."""
         raise NotImplementedError(f"{cls.__name__} can't list its markets")
 
     @classmethod
