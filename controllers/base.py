@@ -417,6 +417,9 @@ class Controller(Worker):
         for record in records:
             if type(record) is EpochOpened:
                 self.feeds[record.market, record.channel].lost("rejected", at_us)
+            elif isinstance(record, StreamRow):
+                for feed in self.feeds.values():
+                    feed.unsaid(record)
         hits = list(self.feeds.values() if feeds is None else feeds)
         market = hits[0].market if len(hits) == 1 else None
         self.log.warning("rejected", reason=str(error), kind=type(error).__name__, market=market)
@@ -486,6 +489,7 @@ class Controller(Worker):
         for record in self._records:
             if isinstance(record, BookRow | StreamRow):
                 self._owners[record.epoch].tally["dropped"] += 1
+                self._owners[record.epoch].unsaid(record)
         self._records, self._touched = [], {}
         self._stored = self._rejected = self._bytes = 0
         for epoch, feed in list(self._open.items()):
@@ -507,6 +511,7 @@ class Controller(Worker):
         go_on = [feed for feed in self.feeds.values() if feed.epoch and not feed.doubted and not self.sampled]
         for feed in self.feeds.values():
             self.end_epoch(feed, reason)
+            feed.unsaid()
         self.anchor()
         for feed in go_on:
             self.begin(feed, feed.reopen(now_us, self._offset_us))
@@ -609,6 +614,7 @@ class Controller(Worker):
         for record in delivery.records:
             if isinstance(record, BookRow | StreamRow):
                 self._owners[record.epoch].tally["dropped"] += 1
+                self._owners[record.epoch].unsaid(record)
             if isinstance(record, BookRow | StreamRow | EpochEnded | CoverageMark):
                 hit.add(record.epoch)
         for epoch in hit & self._open.keys():

@@ -116,6 +116,27 @@ def test_a_repeat_is_known_on_the_next_connection_too() -> None:
     assert ids(second) == ["2"]
 
 
+def test_a_trade_that_did_not_get_to_the_store_is_no_repeat_when_it_comes_again() -> None:
+    """The mutation that must make this fail: leave `unsaid` out of `Controller._drop`."""
+    made = stage()
+    made.hear(trade(1))
+    put, made.setup.intake.put = made.setup.intake.put, lambda *args, **more: bool(more) and put(*args, **more)  # type: ignore[method-assign]
+    made.hear(trade(2))
+    made.setup.intake.put = put  # type: ignore[method-assign]
+    made.hear(trade(2), trade(3))
+    assert [row.trade_id for row in stream(made, TRADES)] == ["1", "2", "3"]
+    assert made.stored.reasons == ["no_space", None]
+
+
+def test_a_trade_of_a_rejected_frame_is_no_repeat_when_it_comes_again() -> None:
+    """The mutation that must make this fail: leave `unsaid` out of `Controller._reject`."""
+    made = stage()
+    made.hear(trade(1))
+    made.hear(trade(2), trade(3, price="-1"))
+    made.hear(trade(2))
+    assert [row.trade_id for row in stream(made, TRADES)] == ["1", "2"]
+
+
 def test_trades_without_an_id_are_told_apart_by_what_they_say() -> None:
     made = stage()
     one, other = (Trade(BTC, None, "buy", "1", size, 5) for size in ("1", "2"))
