@@ -195,6 +195,8 @@ def test_connections_share_something_only_where_exchange_market_and_channel_are_
     both = planned(settings(tmp_path, {"korbit": {}}, channels=["orderbook", "candles"]), books)
     assert shown(steps(books, both)) == [([], ["korbit BTC-KRW rest candles"])]
     assert shown(steps(both, books)) == [(["korbit BTC-KRW rest candles"], [])]
+    candles = planned(settings(tmp_path, {"korbit": {}}, channels=["candles"]), books)
+    assert shown(steps(books, candles)) == [(["korbit BTC-KRW websocket"], []), ([], ["korbit BTC-KRW rest candles"])]
     more = planned(settings(tmp_path, {"korbit": {}}, channels=["orderbook", "trades"]), books)
     assert shown(steps(books, more)) == [(["korbit BTC-KRW websocket"], ["korbit BTC-KRW websocket orderbook+trades"])]
 
