@@ -73,9 +73,10 @@ class DoubtingController(Controller):
     def look_for_an_answer(self, now_us: int) -> None:
         """Judge an answer that has just come and ask about the next feed: of many that are silent, all get a turn.
 
-        Raises `SourceError` to end the connection.
+        What is said of a market that was never heard waits for the next second: its book may be on its way. Raises
+        `SourceError` to end the connection.
         """
-        if self._probe is not None and self._probe.answered:
+        if self._probe is not None and self._probe.epoch and self._probe.answered:
             self._go_on(self._probe, now_us)
 
     def _go_on(self, probe: Probe, now_us: int) -> None:
