@@ -329,6 +329,23 @@ def test_a_rest_book_older_than_the_stream_is_asked_for_again(stage: Build) -> N
     assert not scene.log.of("snapshot_failed")
 
 
+@pytest.mark.parametrize("number", [-1, 1 << 62])
+def test_a_rest_book_whose_number_no_store_holds_is_asked_for_again(stage: Build, number: int) -> None:
+    """The mutation that must make this fail: leave `_check_sequence` out of `HeardBook.join`."""
+    scene = stage(Joined)
+    scene.rest.answers += [{"u": u, "bids": {"10": "1"}, "asks": {}} for u in (number, 3)]
+
+    def steps() -> Steps:
+        for _ in range(12):
+            yield says(scene, after=1)
+            answered(scene)
+
+    scene.play(steps())
+    assert [row.sequence for row in scene.stored.only.rows] == [3]
+    (failed,) = scene.log.of("snapshot_failed")
+    assert "out of range" in str(failed["error"])
+
+
 def test_a_quiet_market_gets_its_book_without_waiting_for_a_change(stage: Build) -> None:
     scene = stage(Joined)
     scene.rest.answers += [{"u": 3, "bids": {"10": "1"}, "asks": {}}]
