@@ -25,6 +25,7 @@ from collector.settings import (
     SECRET_VARIABLES,
     Endpoint,
     Exchange,
+    Known,
     MarketChoice,
     Section,
     Settings,
@@ -54,13 +55,14 @@ def load(
     env: Mapping[str, str] = os.environ,
     dotenv: Path | None = Path(".env"),
     flags: Mapping[str, object] = MappingProxyType({}),
-    known: Mapping[str, set[str]],
+    known: Known,
 ) -> Settings:
     """Read, merge and validate all settings.
 
     *path* is the YAML file; without it `COLLECTOR_CONFIG`, else `config/collector.yaml`. *flags* are values from the
     command line by dotted path (`{"storage.path": "x.sqlite"}`); None and "" count as not given. A flag for `markets`
-    stands above the markets of single exchanges too. *known* is every exchange the program has, with its transports.
+    stands above the markets of single exchanges too. *known* is every exchange the program has, and how each can be
+    recorded.
 
     Raises `ConfigError` that names all mistakes, one a line; it never holds a secret.
     """

@@ -2,12 +2,25 @@
 
 import difflib
 import re
-from collections.abc import Container, Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from typing import Any, get_args
 
 from pydantic_core import ErrorDetails
 
-from collector.settings import KEY_VARIABLES, MARKET_PATTERN, Exchange, MarketChoice, Settings, market_choices
+from collector.records import ORDERBOOK
+from collector.settings import (
+    ALL,
+    KEY_VARIABLES,
+    MARKETS_PATTERN,
+    Channel,
+    Exchange,
+    Known,
+    MarketChoice,
+    Settings,
+    Way,
+    is_pattern,
+    market_choices,
+)
 from collector.yaml_lines import ENDLESS, MASK, Mistake, Place, Written, shown
 
 SCHEMA = Settings.model_json_schema()
@@ -47,7 +60,11 @@ def explain(raw: Written, error: ErrorDetails) -> Mistake:
     if error["loc"][-1] == "[key]" and isinstance(value, dict):  # the name itself is the mistake
         value, schema = place[-1], _schema_at(place[:-1])
     complaint = _COMPLAINTS.get(kind) or f"is not {schema.get('what', 'known')}"
-    return _mistake(raw, place, f"{shown(value)} {complaint}; allowed: {_allowed(schema)}{_hint(value, schema)}")
+    hint = _hint(value, schema)
+    allowed = _allowed(schema)
+    if hint and schema.get("what") == "a market" and not re.search("[:*]|'all'", hint):
+        allowed = "SYMBOL-CURRENCY in upper case"  # what was meant is plain, and so is what is told
+    return _mistake(raw, place, f"{shown(value)} {complaint}; allowed: {allowed}{hint}")
 
 
 def _written(raw: Written, place: Place, step: str | int) -> bool:
@@ -69,7 +86,9 @@ def _schema_at(place: Place) -> dict[str, Any]:
     schema = SCHEMA
     for step in place:
         schema = schema.get("items", {}) if isinstance(step, int) else _below(schema, step)
-        options = [option for option in schema.get("anyOf", []) if option.get("type") != "null"]
+        options = [
+            option for option in schema.get("anyOf", []) if option.get("type") != "null" and "const" not in option
+        ]
         if len(options) == 1:
             schema = {**schema, **options[0]}
         if "$ref" in schema:
@@ -121,7 +140,7 @@ def _hint(value: object, schema: dict[str, Any]) -> str:
         market = _market_meant(value)
         return f" (did you mean {market!r}?)" if market else ""
     if schema.get("type") == "array" and isinstance(value, str):
-        return f" (did you mean [{value}]?)"
+        return f" (did you mean {ALL if _market_meant(value) == ALL else f'[{value}]'}?)"
     if schema.get("type") in ("integer", "number") and isinstance(value, str) and re.fullmatch(r"-?[0-9.]+", value):
         return f" (did you mean {value}, without quotes?)"
     if schema.get("type") == "boolean" and isinstance(value, str):
@@ -142,31 +161,35 @@ def _did_you_mean(name: str, allowed: Iterable[str]) -> str:
 
 
 def _market_meant(text: str) -> str | None:
-    """Guess the market from how other programs write it: `btc/krw`, `BTC_KRW`, `BTCKRW`, `KRW-BTC`."""
-    meant = re.sub(r"[^A-Z0-9]+", "-", text.strip().upper())
-    if joined := re.fullmatch(r"([A-Z0-9]+?)(KRW|USDT|USDC|USD|EUR)", meant):
-        meant = "-".join(joined.groups())
-    if turned := re.fullmatch(r"KRW-([A-Z0-9]+)", meant):
-        meant = f"{turned[1]}-KRW"
-    return meant if re.search(MARKET_PATTERN, meant) else None
+    """Guess the market from how other programs write it: `btc/krw`, `BTC_KRW`, `BTCKRW`, `KRW-BTC`, `btc/usdt:usdt`."""
+    if text.strip().casefold() in ("*", ALL):
+        return ALL
+    pair, colon, contract = (re.sub(r"[^A-Z0-9.*]+", "-", part) for part in text.strip().upper().partition(":"))
+    if joined := re.fullmatch(r"([A-Z0-9*]+?)(KRW|USDT|USDC|USD|EUR)", pair):
+        pair = "-".join(joined.groups())
+    if turned := re.fullmatch(r"KRW-([A-Z0-9*]+)", pair):
+        pair = f"{turned[1]}-KRW"
+    meant = f"{pair}:{contract}" if colon else pair
+    return meant if re.search(MARKETS_PATTERN, meant) else None
 
 
 # --- what one setting alone does not show -----------------------------------------------------------------------------
 
 
-def cross_checks(
-    raw: Written, mistaken: set[Place], known: Mapping[str, set[str]], variables: Container[str]
-) -> Iterator[Mistake]:
+def cross_checks(raw: Written, mistaken: set[Place], known: Known, variables: Container[str]) -> Iterator[Mistake]:
     """Find the mistakes between settings, in those parts that have none of their own."""
 
     def sound(place: Place) -> bool:
         return not any(other[: len(place)] == place for other in mistaken)
 
-    common = raw.tree.get("markets") or ["BTC-KRW"]
-    common_is_sound = sound(("markets",))
-    if common_is_sound:
+    common, channels = ["BTC-KRW"], [ORDERBOOK]
+    if sound(("markets",)):
+        common = _list_of(raw.tree.get("markets")) or common
         yield from _listed_twice(raw, ("markets",), [MarketChoice(market, None) for market in common])
         yield from _turned_round(raw, ("markets",), common)
+    if sound(("channels",)):
+        channels = _list_of(raw.tree.get("channels")) or channels
+        yield from _channel_twice(raw, ("channels",), channels)
     exchanges = raw.tree.get("exchanges")
     if not isinstance(exchanges, dict):
         return
@@ -178,7 +201,8 @@ def cross_checks(
         elif sound(place):
             exchange = Exchange.model_validate(written or {})
             enabled = enabled or exchange.enabled
-            yield from _exchange_checks(raw, name, exchange, known[name], variables)
+            yield from _exchange_checks(raw, name, exchange, variables)
+            yield from _checks_of_what_is_offered(raw, name, exchange, known[name], exchange.channels or channels)
             if exchange.markets is not None:
                 choices = market_choices(exchange, [])
                 yield from _listed_twice(raw, (*place, "markets"), choices)
@@ -191,16 +215,12 @@ def cross_checks(
         )
 
 
-def _exchange_checks(
-    raw: Written, name: str, exchange: Exchange, transports: set[str], variables: Container[str]
-) -> Iterator[Mistake]:
+def _list_of(written: Any) -> list[str]:
+    return [ALL] if written == ALL else written or []
+
+
+def _exchange_checks(raw: Written, name: str, exchange: Exchange, variables: Container[str]) -> Iterator[Mistake]:
     place: Place = ("exchanges", name)
-    wanted: list[tuple[Place, str | None]] = [((*place, "transport"), exchange.transport)]
-    for at, entry in enumerate(exchange.markets or []):
-        wanted += [((*place, "markets", at, market, "transport"), entry[market].transport) for market in entry]
-    for where, transport in wanted:
-        if transport is not None and transport not in transports:
-            yield _mistake(raw, where, f"{name} has no {transport!r}; allowed: {', '.join(sorted(transports))}")
     if exchange.auth and name not in KEY_VARIABLES:
         yield _mistake(raw, (*place, "auth"), f"{name} takes no keys; allowed: false")
     missing = [variable for variable in KEY_VARIABLES.get(name, ()) if variable not in variables]
@@ -208,6 +228,44 @@ def _exchange_checks(
         wanted_names = " and ".join(KEY_VARIABLES[name])
         text = f"true needs {wanted_names} in the environment or .env; not set: {', '.join(missing)}"
         yield _mistake(raw, (*place, "auth"), text)
+
+
+def _checks_of_what_is_offered(
+    raw: Written, name: str, exchange: Exchange, ways: Mapping[str, Sequence[Way]], channels: Sequence[str]
+) -> Iterator[Mistake]:
+    place: Place = ("exchanges", name)
+    every = [way for of_transport in ways.values() for way in of_transport]
+    offered = [channel for channel in get_args(Channel) if any(channel in way.offers for way in every)]
+    if exchange.channels is not None:
+        yield from _channel_twice(raw, (*place, "channels"), exchange.channels)
+        for at, channel in enumerate(exchange.channels):
+            if channel not in offered:
+                text = f"{name} has no {channel!r}; allowed: {', '.join(offered)}"
+                yield _mistake(raw, (*place, "channels", at), text)
+    # A transport is chosen for the books; what can be had in one way only is had in that way.
+    chosen = [ORDERBOOK] if ORDERBOOK in channels else channels
+    transports = [
+        transport
+        for transport in sorted(ways)
+        if any(channel in way.offers for way in ways[transport] for channel in chosen)
+    ]
+    wanted: list[tuple[Place, str | None]] = [((*place, "transport"), exchange.transport)]
+    for at, entry in enumerate(exchange.markets or []):
+        wanted += [((*place, "markets", at, market, "transport"), entry[market].transport) for market in entry]
+        for market in entry:
+            if not is_pattern(market) and not any(way.carries(market, c) for way in every for c in way.offers):
+                text = f"{name} has no market of the kind of {market!r}; allowed: what `markets {name}` lists"
+                yield _mistake(raw, (*place, "markets", at), text)
+    for where, transport in wanted:
+        if transport is not None and transport not in transports:
+            of = f" for {', '.join(chosen)}" if transport in ways else ""
+            yield _mistake(raw, where, f"{name} has no {transport!r}{of}; allowed: {', '.join(transports)}")
+
+
+def _channel_twice(raw: Written, place: Place, channels: Sequence[str]) -> Iterator[Mistake]:
+    for at, channel in enumerate(channels):
+        if channel in channels[:at]:
+            yield _mistake(raw, (*place, at), f"{channel!r} is listed twice; allowed: once")
 
 
 def _listed_twice(raw: Written, place: Place, choices: Iterable[MarketChoice]) -> Iterator[Mistake]:

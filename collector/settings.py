@@ -7,10 +7,10 @@ nothing that prints settings can print them.
 
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Self, get_args
+from typing import Annotated, Any, Literal, NamedTuple, Protocol, Self, get_args
 
 from pydantic import (
     AfterValidator,
@@ -35,18 +35,58 @@ DATABASE_VARIABLE = "DATABASE_URL"  # above `storage.url`, since it may hold a p
 SECRET_VARIABLES = (DATABASE_VARIABLE, *(name for names in KEY_VARIABLES.values() for name in names))
 
 Transport = Literal["rest", "websocket"]
+Channel = Literal["orderbook", "trades", "ticker", "candles"]  # `collector.records.CHANNELS`
 
 MARKET_PATTERN = r"^[A-Z0-9]{1,24}-[A-Z0-9]{2,12}(:[A-Z0-9]{2,24}(-[0-9]{6}(-[0-9.]{1,16}-[CP])?)?)?$"
-Market = Annotated[
-    str,
-    Field(
-        pattern=MARKET_PATTERN,
-        json_schema_extra={
-            "what": "a market",
-            "allowed": "SYMBOL-CURRENCY in upper case, of contracts SYMBOL-CURRENCY:SETTLE",
-        },
-    ),
-]
+
+ALL = "all"
+_STARRED = r"[A-Z0-9]*\*[A-Z0-9*]*"
+# What `markets` takes: `all`, or a market of which any part may hold stars.
+MARKETS_PATTERN = (
+    rf"^({ALL}|[A-Z0-9*]{{1,24}}-([A-Z0-9]{{2,12}}|{_STARRED})"
+    rf"(:([A-Z0-9]{{2,24}}|{_STARRED})(-([0-9]{{6}}|[0-9]*\*[0-9*]*)(-[0-9.*]{{1,16}}-[CP*])?)?)?)$"
+)
+_MARKET = "SYMBOL-CURRENCY in upper case, of contracts SYMBOL-CURRENCY:SETTLE"
+_MARKETS = {"what": "a market", "allowed": f"{_MARKET}, * for any letters, or {ALL}"}
+Market = Annotated[str, Field(pattern=MARKET_PATTERN, json_schema_extra={"what": "a market", "allowed": _MARKET})]
+Markets = Annotated[str, Field(pattern=MARKETS_PATTERN, json_schema_extra={**_MARKETS})]
+
+
+def is_pattern(entry: str) -> bool:
+    """Tell whether an entry of `markets` names none by itself: `all`, `*-KRW`."""
+    return entry == ALL or "*" in entry
+
+
+def matches(entry: str, market: str) -> bool:
+    """Tell whether a market is one that an entry of `markets` means.
+
+    A star stands for any letters and digits, not for what divides them: `*-USDT` means no contract.
+    """
+    if entry == ALL:
+        return True
+    first, *rest = (re.escape(part) for part in re.split(r"\*+", entry))
+    # Each part is looked for once: with many stars, trying every way to divide a market among them would not end.
+    inner = "".join(f"(?>[A-Z0-9.]*?{part})" for part in rest[:-1])
+    return re.fullmatch(first + inner + "".join(f"[A-Z0-9.]*{part}" for part in rest[-1:]), market) is not None
+
+
+class Way(Protocol):
+    """One way an exchange can be recorded; the classes of `controllers` are such."""
+
+    @property
+    def transport(self) -> str:
+        """`websocket` or `rest`."""
+
+    @property
+    def offers(self) -> tuple[str, ...]:
+        """The channels it has."""
+
+    def carries(self, market: str, channel: str) -> bool:
+        """Tell whether it has a channel of a market."""
+
+
+Known = Mapping[str, Mapping[str, Sequence[Way]]]
+"""Every exchange the program has, and by transport the ways each can be recorded."""
 
 
 def _url(*schemes: str) -> Any:
@@ -168,10 +208,22 @@ class MarketOptions(Section):
 
 
 class MarketChoice(NamedTuple):
-    """A market to record; `transport` is None where the exchange's own usual one is meant."""
+    """A market to record, or a pattern of them; `transport` is None where the exchange's own usual one is meant."""
 
     market: str
     transport: Transport | None
+
+
+def _all_markets(markets: Any) -> Any:
+    return [ALL] if markets == ALL else markets
+
+
+def _or_all(schema: dict[str, Any]) -> None:
+    # Beside a list, the one word; nothing else of the schema changes.
+    kept: dict[str, Any] = {name: schema.pop(name) for name in ("default", "description", "title") if name in schema}
+    options = schema.pop("anyOf", None) or [{**schema}]
+    schema.clear()
+    schema |= {**kept, "anyOf": [{"const": ALL}, *options]}
 
 
 def _one_market(entry: Any) -> Any:
@@ -183,20 +235,20 @@ def _with_options(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 MarketEntry = Annotated[
-    dict[Market, MarketOptions],
+    dict[Markets, MarketOptions],
     Field(min_length=1, max_length=1),
     BeforeValidator(_one_market),
     WithJsonSchema(
         {
             "anyOf": [
-                {"type": "string", "pattern": MARKET_PATTERN},
+                {"type": "string", "pattern": MARKETS_PATTERN},
                 {
                     "type": "object",
                     "minProperties": 1,
                     "maxProperties": 1,
                     "additionalProperties": False,
                     "patternProperties": {
-                        MARKET_PATTERN: {
+                        MARKETS_PATTERN: {
                             "type": "object",
                             "additionalProperties": False,
                             "properties": {"transport": {"enum": list(get_args(Transport))}},
@@ -204,8 +256,7 @@ MarketEntry = Annotated[
                     },
                 },
             ],
-            "what": "a market",
-            "allowed": "SYMBOL-CURRENCY in upper case, of contracts SYMBOL-CURRENCY:SETTLE",
+            **_MARKETS,
         }
     ),
 ]
@@ -215,21 +266,31 @@ class Exchange(Section):
     """One exchange; a name without any setting means all defaults."""
 
     enabled: bool = Field(True, description="Whether this exchange is recorded.")
-    markets: list[MarketEntry] | None = Field(
+    markets: Annotated[list[MarketEntry] | None, BeforeValidator(_all_markets)] = Field(
         None,
         min_length=1,
-        description="Markets of this exchange, instead of the common `markets`. "
-        "An entry is `BTC-KRW`, or `{BTC-KRW: {transport: websocket}}` to give one market its own transport.",
+        description="Markets of this exchange, instead of the common `markets`. An entry is as there, "
+        "or `{BTC-KRW: {transport: websocket}}` to give one market, or all of a pattern, its own transport.",
+        json_schema_extra=_or_all,
+    )
+    channels: list[Channel] | None = Field(
+        None, min_length=1, description="What is recorded of this exchange's markets, instead of the common `channels`."
     )
     transport: Transport | None = Field(
-        None, description="`websocket` listens, `rest` polls. Without it the exchange's usual way is taken."
+        None,
+        description="`websocket` listens, `rest` polls. Without it the exchange's usual way is taken, "
+        "as for a channel that can be had in one way only.",
     )
     poll_interval_s: float = Field(0.1, ge=0.05, le=60, description="Seconds from one poll to the next, over `rest`.")
     auth: bool = Field(
         False, description="Sign the connection with the keys in the environment or `.env` (GOPAX takes keys)."
     )
-    markets_per_connection: int = Field(
-        1, ge=1, le=1000, description="How many markets share one connection, and so one thread."
+    markets_per_connection: int | None = Field(
+        None,
+        ge=1,
+        le=1000,
+        description="How many markets share one connection, and so one thread. Without it 1 where all are named, "
+        "and with `all` or a pattern what the exchange bears well, usually 50.",
     )
     endpoint: Endpoint = Field(default_factory=Endpoint, description="Other addresses than the exchange's own.")
     probe_interval_s: float = Field(
@@ -408,8 +469,17 @@ class Settings(Section):
         json_schema_extra={"what": "such a name", "allowed": "1 to 64 letters, digits, dots, dashes, underscores"},
     )
     language: Literal["ko", "en"] = Field("ko", description="The language of the log.")
-    markets: list[Market] = Field(
-        ["BTC-KRW"], min_length=1, description="Markets recorded at every exchange that does not name its own."
+    markets: Annotated[list[Markets], BeforeValidator(_all_markets)] = Field(
+        ["BTC-KRW"],
+        min_length=1,
+        description="Markets recorded at every exchange that does not name its own: names, patterns such as `*-KRW`, "
+        "or `all` that an exchange lists.",
+        json_schema_extra=_or_all,
+    )
+    channels: list[Channel] = Field(
+        ["orderbook"],
+        min_length=1,
+        description="What is recorded of each market, where the exchange offers it and does not say otherwise.",
     )
     exchanges: Annotated[dict[str, Exchange], BeforeValidator(_named_exchanges)] = Field(
         default_factory=_default_exchanges,
@@ -471,11 +541,16 @@ class Settings(Section):
         return (found[0], found[1]) if len(found) == 2 else None
 
     def choices(self, exchange: str) -> tuple[MarketChoice, ...]:
-        """Return the markets to record at an exchange, in the order they are written; none where it is disabled."""
+        """Return the markets, or patterns, to record at an exchange as they are written; none where it is disabled."""
         chosen = self.exchanges.get(exchange)
         if chosen is None or not chosen.enabled:
             return ()
         return market_choices(chosen, self.markets)
+
+    def channels_of(self, exchange: str) -> tuple[str, ...]:
+        """Return the channels that are wanted of an exchange's markets, as they are written."""
+        chosen = self.exchanges.get(exchange)
+        return tuple(chosen.channels if chosen is not None and chosen.channels is not None else self.channels)
 
 
 def market_choices(exchange: Exchange, markets: list[str]) -> tuple[MarketChoice, ...]:
@@ -487,3 +562,19 @@ def market_choices(exchange: Exchange, markets: list[str]) -> tuple[MarketChoice
         for entry in exchange.markets
         for market, options in entry.items()
     )
+
+
+def resolved(choices: Iterable[MarketChoice], listed: Iterable[str]) -> tuple[MarketChoice, ...]:
+    """Return the markets that choices mean at an exchange that lists these.
+
+    What is named stands above patterns, and of these the first that means a market.
+    """
+    choices = tuple(choices)
+    found = [choice for choice in choices if not is_pattern(choice.market)]
+    patterns = [choice for choice in choices if is_pattern(choice.market)]
+    named = {choice.market for choice in found}
+    for market in sorted(set(listed) - named) if patterns else ():
+        choice = next((choice for choice in patterns if matches(choice.market, market)), None)
+        if choice is not None:
+            found.append(choice._replace(market=market))
+    return tuple(found)

@@ -91,6 +91,7 @@ class Supervisor:
         self._leaving: list[tuple[Worker, int]] = []  # asked to stop, and how long they may take
         self._abandoned: list[Worker] = []
         self._signals: Signals = queue.SimpleQueue() if signals is None else signals
+        self._errands: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self._at_once = False
         self._failing_ticks = 0
         self._lock = threading.Lock()
@@ -128,7 +129,7 @@ class Supervisor:
             self._slots[slot.worker.name] = slot
 
     def apply(self, changes: Sequence[Change]) -> None:
-        """Begin what a new plan asks for, compared with `parts`; for `reload`, in the supervisor's own thread.
+        """Begin what a new plan asks for, compared with `parts`; for `reload` and errands, in the supervisor's thread.
 
         What begins, begins at once; where something takes over from something else, that may last. A takeover that an
         earlier plan asked for goes on if this one asks for the same.
@@ -148,6 +149,10 @@ class Supervisor:
                 for slot in old:
                     self._remove(slot, "stop")
         self._look_after_takeovers()
+
+    def later(self, errand: Callable[[], object]) -> None:
+        """Have something done in the supervisor's own thread at its next tick; any thread may ask."""
+        self._errands.put(errand)
 
     # --- running ----------------------------------------------------------------------------------------------------
 
@@ -200,7 +205,9 @@ class Supervisor:
 
     def tick(self) -> None:
         """Look after everything once."""
-        good = [self._guarded(self._look_after, slot) for slot in self._present()]
+        errands = [self._errands.get() for _ in range(self._errands.qsize())]
+        good = [self._guarded(errand) for errand in errands]
+        good += [self._guarded(self._look_after, slot) for slot in self._present()]
         good += [self._guarded(self._ask_for_replacement, slot) for slot in self._present()]
         good.append(self._guarded(self._look_after_takeovers))
         good.append(self._guarded(self._look_after_leaving))
@@ -208,7 +215,7 @@ class Supervisor:
         good.append(self._guarded(self._tell))
         self._failing_ticks = 0 if all(good) else self._failing_ticks + 1
 
-    def _guarded(self, action: Callable[..., None], *arguments: object) -> bool:
+    def _guarded(self, action: Callable[..., object], *arguments: object) -> bool:
         # Tells whether it was done. An error here concerns one thing; the others still need somebody.
         try:
             action(*arguments)

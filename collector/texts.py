@@ -93,6 +93,19 @@ TEXTS: dict[str, tuple[str, str]] = {
         "실행 중 설정 변경은 지원하지 않음, 재시작 필요",
         "settings can't be changed while running, restart the collector",
     ),
+    # the markets an exchange lists
+    "markets_listed": ("거래소의 마켓 목록을 받음", "the exchange has told its markets"),
+    "market_listed": ("새로 상장된 마켓: {market}", "newly listed market: {market}"),
+    "market_missing": (
+        "마켓 목록에 없음, 한 시간 뒤 다시 확인: {market}",
+        "market missing from the list, looked for again in an hour: {market}",
+    ),
+    "market_delisted": ("상장 폐지된 마켓: {market}", "market is not listed any more: {market}"),
+    "listing_failed": (
+        "마켓 목록을 받을 수 없어 나중에 재시도: {error}",
+        "the list of markets can't be had, tried again later: {error}",
+    ),
+    "left_out": ("이 거래소에 없어 제외: {kind}", "left out, this exchange does not offer it: {kind}"),
     "metrics_on": ("메트릭 포트 열림", "metrics port open"),
     "metrics_port_taken": (
         "메트릭 포트를 열 수 없어 메트릭 없이 수집 계속",

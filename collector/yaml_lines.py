@@ -259,4 +259,5 @@ def _syntax(error: yaml.MarkedYAMLError) -> str:
     problem = ", ".join(part for part in (error.context, error.problem) if part)
     if r"'\t'" in problem:
         return "a tab where YAML wants spaces; indent with spaces"
-    return "not YAML: " + " ".join(problem.split())
+    hint = "; what begins with * needs quotes: '*-KRW'" if "alias" in problem else ""
+    return "not YAML: " + " ".join(problem.split()) + hint

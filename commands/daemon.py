@@ -5,7 +5,7 @@ import shutil
 import sys
 import tempfile
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ from prometheus_client import CollectorRegistry
 import collector
 from collector import log as logs
 from collector.aggregate import Prices, Rate
-from collector.budget import Budget
 from collector.clock import Clock
 from collector.config import Settings
 from collector.errors import ConfigError, StorageError
@@ -23,14 +22,16 @@ from collector.intake import Intake
 from collector.live import LiveView
 from collector.metrics import Metrics
 from collector.rates import Growth, Rates
-from collector.records import Delivery, Event
+from collector.records import ORDERBOOK, Delivery, Event
 from collector.slot import Part
 from collector.supervisor import Change, Signals, Supervisor
 from collector.systemd import Notifier, watchdog_interval_s
 from collector.times import show_time
 from collector.web import WebServer
 from collector.worker import Worker
-from commands.plan import Connection, feeds, planned, steps
+from commands.budgets import Budgets
+from commands.listings import Listings, ListingWorker
+from commands.plan import Connection, Step, feeds, left_out, planned, steps
 from commands.prices import prices_json
 from commands.reload import Reloader, applicable, changed, needs_restart
 from commands.screen import err
@@ -46,6 +47,7 @@ from storage.writer import Writer
 # Beside a busy thread the writer gets the interpreter back after half a millisecond, not five: docs/performance.md.
 SWITCH_INTERVAL_S = 0.0005
 EVENT_BYTES = 300
+LISTINGS = "listings"
 
 
 class Daemon:
@@ -84,7 +86,7 @@ class Daemon:
                 file_bytes=settings.log.file_mib << 20,
                 files=settings.log.files,
                 stderr=settings.log.stderr,
-                feeds=feeds(plan),
+                feeds=_markets(plan),
                 clock=clock,
                 on_event=self._keep_event,
             )
@@ -131,10 +133,19 @@ class Daemon:
         self._silences = KnownSilences(settings.silences_path)
         self._silences.load(self.log)
         self._silence_keeper = SilenceKeeper(self._silences, self.log, clock)
-        self._budgets: dict[str, tuple[Budget, Budget]] = {}  # of requests and of connections, by exchange
+        self._budgets = Budgets(clock)
+        self.listings = Listings(
+            clock,
+            log=lambda exchange: logs.get(exchange.upper()),
+            budget=self._budgets.requests,
+            changed=lambda: self.supervisor.later(self._follow_listings),
+        )
         for connection in plan:
             part = self._part(connection)
             self.supervisor.add(part.make, group=part.group, plan=connection)
+        if self.listings.follow(settings):
+            part = self._listing_part()
+            self.supervisor.add(part.make, group=part.group, plan=part.plan)
         self.web = WebServer(
             settings.metrics.host,
             settings.metrics.port,
@@ -153,6 +164,7 @@ class Daemon:
         self.log.info(
             "daemon_start", version=collector.__version__, feeds=len(feeds), database=shown(self.settings.database)
         )
+        self._tell_what_is_left_out()
         if self.settings.metrics.enabled:
             if self.web.start():
                 self.log.info("metrics_on", host=self.settings.metrics.host, port=self.web.port)
@@ -199,23 +211,18 @@ class Daemon:
         names = list(changed(self.settings, read))
         refused = [name for name in names if needs_restart(name)]
         settings = applicable(self.settings, read)
-        running = {part.plan: part for part in self.supervisor.parts if isinstance(part.plan, Connection)}
-        plan = planned(settings, list(running))
-        todo = steps(list(running), plan)
+        plan, todo = self._planned(settings)
         _register_secrets(settings)
         self.settings = settings
         self.logs.set_level(settings.log.level)
         self.logs.language = settings.language
-        self.logs.set_feeds(feeds(plan))
         self.supervisor.stop_timeout_s = settings.limits.stop_timeout_s
         for connection in plan:
-            if connection.exchange in self._budgets:
-                connection.cls.set_rates(connection.options, *self._budgets[connection.exchange])
+            self._budgets.set_rates(connection.cls, connection.options)
         self._keeper = make_keeper(self.store, self.clock, **_kept(settings))
         self.prices = self._prices(settings)
-        self.supervisor.apply(
-            [Change(tuple(running[one] for one in step.old), tuple(map(self._part, step.new))) for step in todo]
-        )
+        self._carry_out(plan, todo)
+        self._tell_what_is_left_out()
         for name in refused:
             self.log.warning("restart_needed", kind=name)
         return {
@@ -226,19 +233,50 @@ class Daemon:
             "restart_needed": ",".join(refused) or None,
         }
 
+    def _follow_listings(self) -> None:
+        # In the supervisor's thread: other markets are listed than before, under the same settings.
+        self._carry_out(*self._planned(self.settings))
+
+    def _planned(self, settings: Settings) -> tuple[list[Connection], list[Step]]:
+        running = list(self._running())
+        plan = planned(settings, running, self.listings.listed)
+        return plan, steps(running, plan)
+
+    def _running(self) -> dict[Connection, Part]:
+        return {part.plan: part for part in self.supervisor.parts if isinstance(part.plan, Connection)}
+
+    def _carry_out(self, plan: list[Connection], todo: list[Step]) -> None:
+        running = self._running()
+        self.logs.set_feeds(_markets(plan))
+        changes = [Change(tuple(running[one] for one in step.old), tuple(map(self._part, step.new))) for step in todo]
+        asks = [part for part in self.supervisor.parts if part.plan == LISTINGS]
+        if self.listings.follow(self.settings) != bool(asks):
+            changes.append(Change(tuple(asks), () if asks else (self._listing_part(),)))
+        self.supervisor.apply(changes)
+
+    def _tell_what_is_left_out(self) -> None:
+        for exchange, what in left_out(self.settings):
+            logs.get(exchange.upper()).warning("left_out", kind=what)
+
+    def _listing_part(self) -> Part:
+        log = logs.get("LISTINGS")
+        return Part(
+            lambda generation: ListingWorker(self.listings, log, self.clock, generation=generation), LISTINGS, LISTINGS
+        )
+
     def _part(self, connection: Connection) -> Part:
         cls, keys = connection.cls, connection.keys
-        requests, connects = self._budgets.setdefault(cls.exchange, cls.budgets(connection.options, self.clock))
         setup = Setup(
             clock=self.clock,
             intake=self.intake,
             metrics=self.metrics,
             log=self.logs.connection(cls.exchange, connection.markets),
             options=connection.options,
-            budget=requests,
-            connects=connects,
+            budget=self._budgets.requests(cls, connection.options),
+            connects=self._budgets.connects(cls, connection.options),
             full_books=connection.full_books,
             keys=(keys[0].get_secret_value(), keys[1].get_secret_value()) if keys else None,
+            channels=connection.channels,
             silences=self._silences,
         )
 
@@ -277,6 +315,8 @@ class Daemon:
             line += f", parked after crashes: {', '.join(parked)}"
         if self.reloader is not None and self.reloader.last is not None and not self.reloader.last.ok:
             line += ", the last reload was refused: see the log"
+        if unknown := self.listings.unknown:
+            line += f", the markets of {', '.join(unknown)} are not known yet"
         return f"{line}, store failing: {self.writer.failing}" if self.writer.failing else line
 
     def ready(self) -> tuple[bool, str]:
@@ -284,7 +324,8 @@ class Daemon:
         if self.writer.failing:
             return False, f"the store fails: {self.writer.failing}"
         rows = [row for worker in self.supervisor.workers for row in worker.status()]
-        down = [f"{row['exchange']} {row['market']} is {row['state']}" for row in rows if row["state"] != "live"]
+        down = [f"{_shown(row)} is {row['state']}" for row in rows if row["state"] != "live"]
+        down += [f"the markets of {exchange} are not known" for exchange in self.listings.unknown]
         if down:
             return False, "; ".join(down[:3]) + (f" and {len(down) - 3} more" if len(down) > 3 else "")
         return True, f"{len(rows)} feeds live"
@@ -423,6 +464,15 @@ def _kept(settings: Settings) -> dict[str, int]:
         "event_days": limits.event_days,
         "event_bytes": limits.event_mib << 20,
     }
+
+
+def _markets(plan: Iterable[Connection]) -> list[tuple[str, str]]:
+    return [(feed.exchange, feed.market) for feed in feeds(plan)]
+
+
+def _shown(row: Mapping[str, object]) -> str:
+    channel = "" if row["channel"] == ORDERBOOK else f" {row['channel']}"
+    return f"{row['exchange']} {row['market']}{channel}"
 
 
 def _heard(worker: Worker) -> list[HeardFeed]:

@@ -1,19 +1,22 @@
 """The commands of whoever looks after a collector: `check`, `markets`, `backup`, `migrate`."""
 
+import threading
 from pathlib import Path
 from typing import Annotated
 
 import msgspec
-import requests
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 import controllers
-from collector.config import describe
+from collector.clock import Clock
+from collector.config import Exchange, describe
 from collector.errors import ConfigError, SourceError, StorageError
+from commands.budgets import Budgets
 from commands.options import DbOption, database_of
-from commands.plan import planned
+from commands.plan import feeds, left_out, open_ended, planned
 from commands.screen import err, out, show_bytes
+from controllers.listing import fetch_listing, rest_base
 from storage import spool_inspect
 from storage.database import is_url
 from storage.maintenance import backup as backup_database
@@ -26,24 +29,36 @@ def check(context: typer.Context) -> None:
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
     for name, value, source in rows:  # whole, whatever the width of the terminal: what is cut off helps nobody
         out.print(f"{name:{widths[0]}}  {value:{widths[1]}}  {source}", markup=False, highlight=False, soft_wrap=True)
+    for exchange, what in left_out(settings):
+        out.print(f"{exchange} does not offer {what}: left out", markup=False, highlight=False)
     plan = planned(settings)
-    feeds = sum(len(connection.markets) for connection in plan)
-    out.print(f"\nok: {feeds} feeds on {len(plan)} connections", highlight=False)
+    text = f"\nok: {len(list(feeds(plan)))} feeds on {len(plan)} connections"
+    for exchange, patterns in open_ended(settings).items():
+        text += f", and what {exchange} lists of {', '.join(patterns)}"
+    out.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def markets(
     context: typer.Context, exchange: Annotated[str, typer.Argument(help="An exchange, such as upbit.")]
 ) -> None:
     """List the markets an exchange trades now, as the configuration names them."""
-    cls = controllers.controller_class(exchange.lower())
-    options = context.obj().exchanges.get(exchange.lower())
-    base = (options.endpoint.rest if options else None) or cls.rest_url
-    try:
-        response = requests.get(base + cls.listing_path, timeout=10)
-        response.raise_for_status()
-    except requests.RequestException as error:
-        raise SourceError(f"{exchange}: the list of markets can't be had: {error}") from None
-    for market in sorted(cls.parse_listing(response.content)):
+    exchange = exchange.lower()
+    controllers.controller_class(exchange)
+    options = context.obj().exchanges.get(exchange) or Exchange()
+    clock = Clock()
+    found: set[str] = set()
+    asked: set[tuple[str, ...]] = set()
+    for cls in controllers.classes(exchange):
+        source = (rest_base(cls, options.endpoint), *cls.listing_paths())
+        if source in asked:
+            continue
+        asked.add(source)
+        try:
+            budget = Budgets(clock).requests(cls, options)
+            found |= fetch_listing(cls, options.endpoint, clock, budget, threading.Event())
+        except SourceError as error:
+            raise SourceError(f"{exchange}: the list of markets can't be had: {error}") from None
+    for market in sorted(found):
         out.print(market, highlight=False, markup=False)
 
 

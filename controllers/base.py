@@ -102,13 +102,14 @@ class Controller(Worker):
     listing_path: ClassVar[str]  # the call that lists its markets
     budget_per_s: ClassVar[float] = 10.0  # REST requests all controllers of the exchange may make together
     connects_per_s: ClassVar[float] = 5.0  # connections they may open together
+    # Markets that one connection bears well, all channels at once: taken where `markets` is `all` or has a pattern.
+    markets_per_connection: ClassVar[int] = 50
 
     def __init__(self, markets: Sequence[str], setup: Setup, *, generation: int = 1) -> None:
         options = setup.options.backoff
         backoff = Backoff(setup.clock, base_s=options.base_s, cap_s=options.cap_s, healthy_s=options.healthy_s)
         name = f"{self.exchange}/{markets[0]}" + (f"+{len(markets) - 1}" if len(markets) > 1 else "")
-        if not self.default:
-            name += f"/{self.transport}"
+        name += "".join(f"/{part}" for part in (self.product, "" if self.default else self.transport) if part)
         super().__init__(name, setup.log, setup.clock, backoff=backoff, generation=generation)
         self.setup = setup
         self.keys = setup.keys
@@ -173,8 +174,13 @@ class Controller(Worker):
         raise NotImplementedError(f"{type(self).__name__} can't read")
 
     @classmethod
+    def listing_paths(cls) -> Sequence[str]:
+        """Return the calls that list its markets together; several where one holds only a kind of them."""
+        return (cls.listing_path,)
+
+    @classmethod
     def parse_listing(cls, body: bytes) -> list[str]:
-        """Return the markets that trade now, in house form, from the answer to `listing_path`; raises `SourceError`."""
+        """Return the markets that trade now, in house form, from the answer to a listing; raises `SourceError`."""
         raise NotImplementedError(f"{cls.__name__} can't list its markets")
 
     @classmethod
@@ -363,7 +369,7 @@ class Controller(Worker):
             self._counts["ignored"] += 1
         made = self._made(records)
         for feed, messages in heard.items():
-            rows = made.get(feed.epoch, 0)
+            rows = made.get(feed, 0)
             feed.tally["received"] += max(rows, messages)  # more rows than messages: some had been held back
             feed.tally["duplicate"] += max(0, messages - rows)
             feed.confirm(at_us)
@@ -371,9 +377,9 @@ class Controller(Worker):
                 self._touched[feed] = None
         self._records += records
 
-    def _made(self, records: Iterable[Record]) -> dict[int, int]:
-        """Take note of records that are about to be handed over; return how many rows there are of each epoch."""
-        made: dict[int, int] = {}
+    def _made(self, records: Iterable[Record]) -> dict[HeardFeed, int]:
+        """Take note of records that are about to be handed over; return how many rows there are of each feed."""
+        made: dict[HeardFeed, int] = {}  # of a feed whose epoch ended among them, those of both epochs
         for record in records:
             if type(record) is BookRow:
                 self._bytes += len(record.bids or "") + len(record.asks or "")
@@ -387,7 +393,8 @@ class Controller(Worker):
             elif type(record) is EpochOpened:
                 self._owners[record.epoch] = self.feeds[record.market, record.channel]
             if isinstance(record, BookRow | StreamRow):
-                made[record.epoch] = made.get(record.epoch, 0) + 1
+                feed = self._owners[record.epoch]
+                made[feed] = made.get(feed, 0) + 1
         return made
 
     def _flagged(self, row: BookRow) -> None:
@@ -411,6 +418,9 @@ class Controller(Worker):
         for record in records:
             if type(record) is EpochOpened:
                 self.feeds[record.market, record.channel].lost("rejected", at_us)
+            elif isinstance(record, StreamRow):
+                for feed in self.feeds.values():
+                    feed.unsaid(record)
         hits = list(self.feeds.values() if feeds is None else feeds)
         market = hits[0].market if len(hits) == 1 else None
         self.log.warning("rejected", reason=str(error), kind=type(error).__name__, market=market)
@@ -480,6 +490,7 @@ class Controller(Worker):
         for record in self._records:
             if isinstance(record, BookRow | StreamRow):
                 self._owners[record.epoch].tally["dropped"] += 1
+                self._owners[record.epoch].unsaid(record)
         self._records, self._touched = [], {}
         self._stored = self._rejected = self._bytes = 0
         for epoch, feed in list(self._open.items()):
@@ -501,6 +512,7 @@ class Controller(Worker):
         go_on = [feed for feed in self.feeds.values() if feed.epoch and not feed.doubted and not self.sampled]
         for feed in self.feeds.values():
             self.end_epoch(feed, reason)
+            feed.unsaid()
         self.anchor()
         for feed in go_on:
             self.begin(feed, feed.reopen(now_us, self._offset_us))
@@ -603,6 +615,7 @@ class Controller(Worker):
         for record in delivery.records:
             if isinstance(record, BookRow | StreamRow):
                 self._owners[record.epoch].tally["dropped"] += 1
+                self._owners[record.epoch].unsaid(record)
             if isinstance(record, BookRow | StreamRow | EpochEnded | CoverageMark):
                 hit.add(record.epoch)
         for epoch in hit & self._open.keys():

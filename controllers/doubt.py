@@ -265,7 +265,11 @@ class DoubtingController(Controller):
             feed.retry_us, feed.differences = 0, 0
         counts = super()._take(feed, message, at_us, records)
         if self._probe is not None and asked:
-            self._probe.note()
+            if self.verdict:  # what follows proves by itself that the silence held nothing
+                self._probe = None
+                feed.retry_us = feed.differences = 0
+            else:
+                self._probe.note()
         return counts
 
     def _take_fresh(self, feed: HeardBook, message: Book | BookChange, at_us: int) -> None:

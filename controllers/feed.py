@@ -97,6 +97,12 @@ class HeardFeed:
         """Forget what messages are compared with: the next epoch begins with something complete."""
         raise NotImplementedError
 
+    def unsaid(self, row: Record | None = None) -> None:
+        """Take back that a row was told, since it did not get to the store; None: any may not have.
+
+        What is compared with it must not pass for a repeat. Books have their epochs for that.
+        """
+
     def reopen(self, at_us: int, offset_us: int) -> list[Record]:
         """Open another epoch as things are, where the connection goes on and only the record of it broke off.
 

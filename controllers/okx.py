@@ -15,7 +15,7 @@ Books are sent whole once (400 levels a side), then as changes that name the `se
 import functools
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from decimal import Decimal
 from itertools import chain, zip_longest
 from typing import Any
@@ -162,6 +162,11 @@ class _Channels(WSController):
     stale_s = 40.0
     budget_per_s = 10.0  # of 20 in 2 s for instruments and 40 in 2 s for books
     connects_per_s = 3.0
+
+    @classmethod
+    def listing_paths(cls) -> Sequence[str]:
+        """Return a call for each kind of instrument; options are listed by family only, and are recorded by name."""
+        return tuple(f"/api/v5/public/instruments?instType={kind}" for kind in ("SPOT", "SWAP", "FUTURES"))
 
     @classmethod
     def carries(cls, market: str, channel: str) -> bool:

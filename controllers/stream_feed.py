@@ -67,6 +67,10 @@ class HeardStream(HeardFeed):
     def forget(self) -> None:
         """Nothing: what is known of earlier messages tells repeats, on any connection."""
 
+    def unsaid(self, row: Record | None = None) -> None:
+        """Take back that a row was told; see `HeardFeed.unsaid`."""
+        self.forget()
+
     def _ensure_open(self, at_us: int, offset_us: int, records: list[Record]) -> None:
         if not self.epoch:
             opened: EpochOpened = self._open(at_us, offset_us)
@@ -97,6 +101,13 @@ class HeardTrades(HeardStream):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self._known: dict[str, None] = {}  # ids, the oldest first
+
+    def unsaid(self, row: Record | None = None) -> None:
+        """Take back that a trade was told; see `HeardFeed.unsaid`."""
+        if isinstance(row, TradeRow):
+            self._known.pop(row.trade_id, None)
+        else:
+            self._known.clear()
 
     def knows_one_of(self, trades: Iterable[Trade]) -> bool:
         """Tell whether one of these trades was heard before."""

@@ -103,7 +103,7 @@ class _Attempt:
             skipped = message.withheld or message.what == "error"
             if skipped and walk.index == first:
                 raise NoFit(Misfit.NEVER_SENT)
-            if not skipped and (walk.index not in stream.doubtful or self._was_received(message)):
+            if not skipped and (walk.index not in stream.doubtful or self._was_received(message, walk)):
                 if message.what == "garbage":
                     raise NoFit(f"holds garbage (message {message.i}) inside its coverage")
                 track.held[walk.index] = not self._message(message, walk, track)
@@ -115,11 +115,19 @@ class _Attempt:
             raise NoFit(f"has {len(self._left)} rows that its coverage does not account for")
         return track
 
-    def _was_received(self, message: Sent) -> bool:
-        # The last answer on a connection may have been lost on its way.
-        if self._epoch.channel != "ticker" or self._ticker is None:
+    def _was_received(self, message: Sent, walk: Walk) -> bool:
+        # The last answer on a connection may have been lost on its way. Of a candle only the last state is in the store,
+        # so a later epoch may have replaced what this one told.
+        if self._epoch.channel == "candles":
+            return all(self._told.find(sent) is not None for sent in self._ledger.rows(message))
+        if self._epoch.channel == "trades":
             return self._told.holds(message, self._ledger)
-        return any(sent["venue_us"] == self._ticker.values[0] for sent in self._ledger.rows(message))
+        row = self._ticker
+        return all(
+            (row is not None and self._is_ticker(row, sent["venue_us"], _prices_of(sent)))
+            or walk.said.get(()) == _prices_of(sent)
+            for sent in self._ledger.rows(message)
+        )
 
     def _message(self, message: Sent, walk: Walk, track: Track) -> bool:
         # Whether it told anything new.
@@ -144,7 +152,7 @@ class _Attempt:
         return True
 
     def _is_new_ticker(self, message: Sent, sent: dict[str, Any], walk: Walk, track: Track) -> bool:
-        content = (*_numbers(sent[name] for name in ("last", "bid", "ask", "volume")),)
+        content = _prices_of(sent)
         before, walk.said[()] = walk.said.get(()), content
         row = self._ticker
         if row is not None and self._is_ticker(row, sent["venue_us"], content):
@@ -190,6 +198,10 @@ class _Attempt:
             self._left.discard(id(row))  # else one that was heard before, and that the next one closed
         if not self._newest and self._epoch.told:
             raise NoFit(Misfit.NEVER_SENT)
+
+
+def _prices_of(ticker: dict[str, Any]) -> tuple[Any, ...]:
+    return (*_numbers(ticker[name] for name in ("last", "bid", "ask", "volume")),)
 
 
 def _numbers(texts: Iterable[Any]) -> Iterator[Any]:

@@ -14,6 +14,7 @@ from typing import Any, Self
 import orjson
 import requests
 
+from collector.records import CHANNELS
 from commands.chaos.clock import NoCompiler, SteppedClock
 from commands.chaos.daemon import SETTINGS, ChildDaemon
 from commands.chaos.schedule import EXCHANGES, KOREAN, NUMBERED, Act, schedule
@@ -193,6 +194,7 @@ class Chaos:
             "language": "en",
             "collector_id": "chaos",
             "exchanges": exchanges,
+            "channels": list(CHANNELS),
             "storage": {**self._subject.settings, "batch_ms": 50, "spool": {"path": str(self._spool)}},
             "log": {"path": str(self._folder / "logs"), "stderr": False},
             "metrics": {"port": self._port},

@@ -9,7 +9,8 @@ import pytest
 
 import controllers
 from collector.config import Settings, load
-from commands.plan import Connection, Step, feeds, grouped, planned, steps
+from collector.records import Feed
+from commands.plan import Connection, Listed, Step, feeds, grouped, left_out, open_ended, planned, steps
 
 Groups = list[tuple[str, ...]]
 
@@ -20,11 +21,16 @@ def settings(folder: Path, exchanges: Mapping[str, object], dotenv: str = "", **
     return load(folder / "c.yaml", env={}, dotenv=folder / ".env", flags={}, known=controllers.known())
 
 
+def named(one: Connection) -> str:
+    channels = "" if one.channels == ("orderbook",) else f" {'+'.join(one.channels)}"
+    return f"{one.exchange} {'+'.join(one.markets)} {one.cls.transport}{channels}"
+
+
 def shown(found: list[Step]) -> list[tuple[list[str], list[str]]]:
     """Return steps as the names of their connections."""
 
     def names(connections: tuple[Connection, ...]) -> list[str]:
-        return [f"{one.exchange} {'+'.join(one.markets)} {one.cls.transport}" for one in connections]
+        return [named(one) for one in connections]
 
     return [(names(step.old), names(step.new)) for step in found]
 
@@ -72,7 +78,7 @@ def test_nothing_is_done_where_nothing_changed(tmp_path: Path) -> None:
     running = planned(settings(tmp_path, exchanges, keys))
     again = settings(tmp_path, exchanges, keys, language="en", log={"level": "DEBUG"}, metrics={"port": 1})
     assert steps(running, planned(again, running)) == []
-    assert list(feeds(running)) == [("upbit", BTC), ("upbit", ETH), ("gopax", BTC), ("korbit", BTC)]
+    assert [feed[:2] for feed in feeds(running)] == [("upbit", BTC), ("upbit", ETH), ("gopax", BTC), ("korbit", BTC)]
 
 
 def change(folder: Path, before: Mapping[str, object], after: Mapping[str, object], *, keys: str = "k") -> list[Step]:
@@ -145,3 +151,125 @@ def test_new_keys_replace_the_connections_that_sign_with_them(tmp_path: Path) ->
     ]
     assert change(tmp_path, {"gopax": {}}, {"gopax": {}}, keys="new") == []
     assert "Yg==" not in repr(change(tmp_path, signed, signed, keys="new"))
+
+
+# --- channels ---------------------------------------------------------------------------------------------------------
+
+ALL_CHANNELS = ["orderbook", "trades", "ticker", "candles"]
+
+
+def test_the_channels_of_one_market_may_fall_to_several_classes(tmp_path: Path) -> None:
+    exchanges = {
+        "upbit": {},
+        "korbit": {"transport": "websocket"},
+        "bithumb": {"transport": "websocket"},
+        "binance": {"markets": ["BTC-USDT", "BTC-USDT:USDT"]},
+        "okx": {"markets": ["BTC-USDT"], "channels": ["candles", "orderbook"]},
+    }
+    plan = planned(settings(tmp_path, exchanges, channels=ALL_CHANNELS))
+    assert [f"{one.cls.__name__}: {named(one)}" for one in plan] == [
+        "Upbit: upbit BTC-KRW websocket orderbook+trades+ticker+candles",
+        "Korbit: korbit BTC-KRW websocket orderbook+trades+ticker",
+        "KorbitCandles: korbit BTC-KRW rest candles",
+        "BithumbWebSocket: bithumb BTC-KRW websocket orderbook+trades+ticker",
+        "BithumbREST: bithumb BTC-KRW rest candles",
+        "Binance: binance BTC-USDT websocket orderbook+trades+ticker+candles",
+        "UsdmBooks: binance BTC-USDT:USDT websocket",
+        "UsdmMarket: binance BTC-USDT:USDT websocket trades+ticker+candles",
+        "OkxBusiness: okx BTC-USDT websocket candles",
+        "Okx: okx BTC-USDT websocket",
+    ]
+    assert Feed("okx", "BTC-USDT", "candles") in list(feeds(plan))
+    assert len(list(feeds(plan))) == len(set(feeds(plan))) == 5 * 4 + 2
+
+
+def test_a_market_over_both_transports_has_its_candles_once(tmp_path: Path) -> None:
+    both = [{BTC: {"transport": "rest"}}, {BTC: {"transport": "websocket"}}]
+    plan = planned(settings(tmp_path, {"bithumb": {"markets": both}}, channels=["orderbook", "candles"]))
+    assert list(map(named, plan)) == ["bithumb BTC-KRW rest orderbook+candles", "bithumb BTC-KRW websocket"]
+
+
+def test_connections_share_something_only_where_exchange_market_and_channel_are_the_same(tmp_path: Path) -> None:
+    """The mutation that must make this fail: leave the channels out of `_share`."""
+    books = planned(settings(tmp_path, {"korbit": {}}))
+    both = planned(settings(tmp_path, {"korbit": {}}, channels=["orderbook", "candles"]), books)
+    assert shown(steps(books, both)) == [([], ["korbit BTC-KRW rest candles"])]
+    assert shown(steps(both, books)) == [(["korbit BTC-KRW rest candles"], [])]
+    candles = planned(settings(tmp_path, {"korbit": {}}, channels=["candles"]), books)
+    assert shown(steps(books, candles)) == [(["korbit BTC-KRW websocket"], []), ([], ["korbit BTC-KRW rest candles"])]
+    more = planned(settings(tmp_path, {"korbit": {}}, channels=["orderbook", "trades"]), books)
+    assert shown(steps(books, more)) == [(["korbit BTC-KRW websocket"], ["korbit BTC-KRW websocket orderbook+trades"])]
+
+
+def test_markets_stay_together_when_their_channels_change(tmp_path: Path) -> None:
+    shared = {"upbit": {"markets": [BTC, ETH, XRP, SOL], "markets_per_connection": 2}}
+    running = planned(settings(tmp_path, shared))
+    turned = {"upbit": {"markets": [SOL, ETH, XRP, BTC], "markets_per_connection": 2, "channels": ["trades"]}}
+    assert list(map(named, planned(settings(tmp_path, turned), running))) == [
+        "upbit BTC-KRW+ETH-KRW websocket trades",
+        "upbit XRP-KRW+SOL-KRW websocket trades",
+    ]
+
+
+def test_what_an_exchange_does_not_offer_is_left_out_and_told(tmp_path: Path) -> None:
+    read = settings(
+        tmp_path, {"upbit": {}, "kraken": {"enabled": False}}, markets=[BTC, "BTC-USDT:USDT"], channels=["ticker"]
+    )
+    assert list(left_out(read)) == [("upbit", "BTC-USDT:USDT")]
+    assert list(map(named, planned(read))) == ["upbit BTC-KRW websocket ticker"]
+
+
+# --- patterns ---------------------------------------------------------------------------------------------------------
+
+
+def listed(*markets: str, whole: bool = True) -> dict[str, Listed]:
+    return {"upbit": Listed(frozenset(markets), whole)}
+
+
+def test_a_pattern_is_what_is_listed_of_it_beside_what_is_named(tmp_path: Path) -> None:
+    read = settings(tmp_path, {"upbit": {"markets": ["*-KRW", "OLD-KRW"], "markets_per_connection": 1}})
+    assert open_ended(read) == {"upbit": ("*-KRW",)}
+    assert list(map(named, planned(read))) == ["upbit OLD-KRW websocket"]
+    assert list(map(named, planned(read, (), listed(ETH, BTC, "BTC-USDT")))) == [
+        f"upbit {market} websocket" for market in ("OLD-KRW", BTC, ETH)
+    ]
+
+
+def test_patterns_fill_connections_as_far_as_the_class_bears(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(controllers.controller_class("upbit"), "markets_per_connection", 3)
+    markets = [f"C{number:02}-KRW" for number in range(7)]
+    running = planned(settings(tmp_path, {"upbit": {}}, markets="all"), (), listed(*markets))
+    assert [len(one.markets) for one in running] == [3, 3, 1]
+    # One that is listed goes where there is room, one that is gone leaves its neighbours where they are.
+    later = listed(*markets[1:], "NEW-KRW")
+    again = planned(settings(tmp_path, {"upbit": {}}, markets="all"), running, later)
+    assert [one.markets for one in again] == [(*markets[1:3], "NEW-KRW"), tuple(markets[3:6]), tuple(markets[6:])]
+    assert len(steps(running, again)) == 1
+    named_only = planned(settings(tmp_path, {"upbit": {}}, markets=markets), (), listed(*markets))
+    assert [len(one.markets) for one in named_only] == [1] * 7
+
+
+def test_while_a_list_is_not_known_what_runs_goes_on(tmp_path: Path) -> None:
+    """The mutation that must make this fail: leave the running markets out where a list is not whole."""
+    running = planned(settings(tmp_path, {"upbit": {"markets": [BTC, ETH], "markets_per_connection": 2}}))
+    open_ = settings(tmp_path, {"upbit": {"markets": ["*-KRW"], "markets_per_connection": 2}})
+    assert steps(running, planned(open_, running)) == []
+    assert steps(running, planned(open_, running, listed(BTC, whole=False))) == []
+    assert shown(steps(running, planned(open_, running, listed(BTC)))) == [
+        (["upbit BTC-KRW+ETH-KRW websocket"], ["upbit BTC-KRW websocket"])
+    ]
+    assert planned(settings(tmp_path, {"upbit": {"markets": ["*-USDT"]}}), running) == []
+
+
+def test_a_thousand_markets_are_a_few_dozen_connections(tmp_path: Path) -> None:
+    read = settings(
+        tmp_path, {name: {"transport": "websocket"} for name in ("upbit", "bithumb", "coinone", "korbit", "gopax")},
+        markets=["*-KRW"], channels=["orderbook", "trades"],
+    )  # fmt: skip
+    sizes = {"upbit": 240, "bithumb": 450, "coinone": 360, "korbit": 200, "gopax": 122}
+    known = {name: Listed(frozenset(f"C{n}-KRW" for n in range(size)), True) for name, size in sizes.items()}
+    plan = planned(read, (), known)
+    assert sum(len(one.markets) for one in plan) == sum(sizes.values())
+    assert len(plan) == 29
+    assert all(len(one.markets) <= 50 for one in plan if one.exchange == "gopax")  # the 51st book is refused
+    assert sum(one.exchange == "coinone" for one in plan) <= 20

@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 
 from collector.records import CoverageMark, Delivery, EpochOpened, Event
+from simulator import Simulator
 from storage.spool import Spool
 from storage.store import Batch, Run
 from tests.cli.conftest import Type
+from tests.cli.running import PATIENT
 
 T0 = 1_790_000_000_000_000
 RUN = Run("run 1", "here", "1.2.3", T0)
@@ -108,3 +110,31 @@ def test_migrate_waits_for_the_spool_to_be_drained(type_: Type, recorded: Path, 
 def test_backup_is_for_files(type_: Type, folder: Path) -> None:
     ended = type_("backup", "copy", "--db", "postgresql://nobody@127.0.0.1:1/x")
     assert (ended.status, "pg_dump" in ended.err) == (2, True)
+
+
+def test_check_counts_feeds_and_says_what_is_left_out_and_what_a_list_decides(type_: Type, folder: Path) -> None:
+    (folder / "c.yaml").write_text(
+        "markets: [BTC-KRW, 'BTC-USDT:USDT']\n"
+        "channels: [orderbook, candles]\n"
+        "exchanges:\n"
+        "  korbit:\n"
+        "  upbit:\n"
+        "    markets: ['*-KRW', XRP-USDT]\n"
+    )
+    shown = type_("-c", "c.yaml", "check")
+    assert shown.status == 0
+    assert shown.out.splitlines()[-3:] == [
+        "korbit does not offer BTC-USDT:USDT: left out",
+        "",
+        "ok: 4 feeds on 3 connections, and what upbit lists of *-KRW",
+    ]
+
+
+def test_markets_of_an_exchange_with_several_lists_are_all_listed(type_: Type, folder: Path) -> None:
+    markets = ["ETH-USDT", "BTC-USDT", "BTC-USDT:USDT"]
+    with Simulator(["binance"], markets, timing=PATIENT) as simulator:
+        settings = {"exchanges": {"binance": {"endpoint": simulator.endpoints["binance"]}}}
+        (folder / "c.yaml").write_text(json.dumps(settings))
+        shown = type_("-c", "c.yaml", "markets", "Binance")
+    assert (shown.status, shown.err) == (0, "")
+    assert shown.out.splitlines() == sorted(markets)

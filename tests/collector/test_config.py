@@ -4,22 +4,51 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, get_args
 
 import pytest
 import yaml
 
 from collector.config import Settings, describe, json_schema, load
 from collector.errors import ConfigError
-from collector.settings import PATH_VARIABLES, SECRET_VARIABLES, MarketChoice
+from collector.records import CHANNELS
+from collector.settings import (
+    PATH_VARIABLES,
+    SECRET_VARIABLES,
+    Channel,
+    Known,
+    MarketChoice,
+    is_pattern,
+    matches,
+    resolved,
+)
 from tests.conftest import ROOT
 
-KNOWN = {
-    "bithumb": {"rest", "websocket"},
-    "coinone": {"websocket"},
-    "gopax": {"websocket"},
-    "korbit": {"websocket"},
-    "upbit": {"websocket"},
+
+class Spot(NamedTuple):
+    """A way to record an exchange that has no contracts."""
+
+    transport: str = "websocket"
+    offers: tuple[str, ...] = ("orderbook", "trades", "ticker")
+
+    def carries(self, market: str, channel: str) -> bool:
+        return channel in self.offers and ":" not in market
+
+
+class Contracts(Spot):
+    """A way to record another that has nothing else."""
+
+    def carries(self, market: str, channel: str) -> bool:
+        return channel in self.offers and ":" in market
+
+
+CANDLES = Spot("rest", ("candles",))
+KNOWN: Known = {
+    "bithumb": {"rest": [Spot("rest", CHANNELS)], "websocket": [Spot()]},
+    "coinone": {"websocket": [Spot()], "rest": [CANDLES]},
+    "gopax": {"websocket": [Spot()]},
+    "korbit": {"websocket": [Spot()]},
+    "upbit": {"websocket": [Spot("websocket", CHANNELS)]},
 }
 BAD = Path(__file__).parent / "bad_config"
 SHIPPED = ROOT / "config" / "collector.yaml"
@@ -33,7 +62,7 @@ def read(
     env: Mapping[str, str] | None = None,
     dotenv: str | None = None,
     flags: Mapping[str, object] | None = None,
-    known: Mapping[str, set[str]] = KNOWN,
+    known: Known = KNOWN,
 ) -> Settings:
     file = folder / "c.yaml"
     file.write_text(text, encoding="utf-8")
@@ -150,7 +179,7 @@ def test_a_flag_for_one_endpoint_leaves_all_exchanges_on(tmp_path: Path) -> None
 
 
 def test_default_exchanges_are_those_the_program_has(tmp_path: Path) -> None:
-    assert list(read("exchanges:\n", tmp_path, known={"upbit": {"websocket"}, "kraken": set()}).exchanges) == ["upbit"]
+    assert list(read("exchanges:\n", tmp_path, known={"upbit": KNOWN["upbit"], "kraken": {}}).exchanges) == ["upbit"]
 
 
 def test_markets_of_an_exchange(tmp_path: Path) -> None:
@@ -195,6 +224,91 @@ def test_a_transport_of_one_market_the_exchange_does_not_have(tmp_path: Path) ->
 def test_home_directories_are_found(tmp_path: Path) -> None:
     assert read("log: {path: ~/logs}\n", tmp_path).log.path == Path.home() / "logs"
     assert "home directory" in refusal("log: {path: ~nobody-of-this-name/logs}\n", tmp_path)
+
+
+# --- channels, and markets by pattern ---------------------------------------------------------------------------------
+
+
+def test_channels_are_common_or_an_exchange_s_own(tmp_path: Path) -> None:
+    assert get_args(Channel) == CHANNELS
+    assert read("language: ko\n", tmp_path).channels_of("upbit") == ("orderbook",)
+    text = "channels: [orderbook, candles]\nexchanges:\n  upbit: {channels: [ticker]}\n  gopax:\n"
+    settings = read(text, tmp_path)
+    assert settings.channels_of("upbit") == ("ticker",)
+    assert settings.channels_of("gopax") == ("orderbook", "candles")  # what it does not offer is left out by the plan
+    rows = {row.name: row.value for row in describe(settings)}
+    assert rows["channels"] == "[orderbook, candles]"
+    assert rows["exchanges.gopax.channels"] == "-"
+
+
+def test_a_transport_is_chosen_for_the_books_or_else_for_what_there_is(tmp_path: Path) -> None:
+    text = "exchanges:\n  coinone: {transport: rest, channels: [candles]}\n"
+    assert read(text, tmp_path).exchanges["coinone"].transport == "rest"
+    told = refusal("exchanges:\n  coinone: {transport: rest, channels: [candles, orderbook]}\n", tmp_path)
+    assert told.endswith("exchanges.coinone.transport: coinone has no 'rest' for orderbook; allowed: websocket")
+
+
+def test_a_contract_is_for_those_who_have_contracts(tmp_path: Path) -> None:
+    text = "exchanges:\n  both:\n    markets: [BTC-USDT, 'BTC-USDT:USDT', 'BTC-USD:BTC-261225-100000-C']\n"
+    both: Known = {"both": {"websocket": [Spot(), Contracts()]}}
+    assert len(read(text, tmp_path, known=both).choices("both")) == 3
+    told = refusal(text, tmp_path, known={"both": {"websocket": [Contracts()]}})
+    assert told.endswith("markets[0]: both has no market of the kind of 'BTC-USDT'; allowed: what `markets both` lists")
+
+
+@pytest.mark.parametrize(
+    ("entry", "meant", "not_meant"),
+    [
+        ("BTC-KRW", "BTC-KRW", "ABTC-KRW BTC-KRWX BTC-KRW:KRW"),
+        ("*-KRW", "BTC-KRW 1INCH-KRW", "BTC-KRWX BTC-USDT KRW-BTC BTC-KRW:KRW"),
+        ("BTC-*", "BTC-KRW BTC-USDT", "WBTC-KRW BTC-USDT:USDT"),
+        ("*-*", "BTC-KRW", "BTC-USDT:USDT"),
+        ("*-USD*", "BTC-USD BTC-USDT BTC-USDC", "BTC-KRW BTC-USDT:USDT"),
+        ("B*C-K*W", "BTC-KRW BC-KW", "BTC-KR"),
+        ("**-KRW", "BTC-KRW", "BTC-USD"),
+        ("*-USDT:USDT", "BTC-USDT:USDT", "BTC-USDT BTC-USDT:USDT-261225"),
+        ("BTC-USD:BTC-*-*-C", "BTC-USD:BTC-261225-100.5-C", "BTC-USD:BTC-261225-100-P BTC-USD:BTC-261225"),
+        ("all", "BTC-KRW BTC-USDT:USDT", ""),
+    ],
+)
+def test_what_an_entry_of_markets_means(entry: str, meant: str, not_meant: str, tmp_path: Path) -> None:
+    assert read(f"markets: ['{entry}']\n", tmp_path).markets == [entry]
+    assert is_pattern(entry) == (entry != "BTC-KRW")
+    assert [market for market in f"{meant} {not_meant}".split() if matches(entry, market)] == meant.split()
+
+
+def test_a_pattern_of_many_stars_is_over_soon() -> None:
+    """The mutation that must make this hang: leave out the atomic groups of `matches`."""
+    stars = "*A" * 12 + "-" + "*A" * 6
+    assert not matches(stars, "A" * 24 + "-" + "A" * 11 + "B")
+    assert matches(stars, "A" * 24 + "-" + "A" * 12)
+
+
+def test_all_is_a_word_or_an_entry(tmp_path: Path) -> None:
+    for text in ("markets: all\n", "markets: [all]\n"):
+        assert read(text, tmp_path).choices("upbit") == (MarketChoice("all", None),)
+    settings = read(
+        "exchanges:\n  bithumb: {markets: all}\n  upbit: {markets: [all: {transport: websocket}]}\n", tmp_path
+    )
+    assert settings.choices("bithumb") == (MarketChoice("all", None),)
+    assert settings.choices("upbit") == (MarketChoice("all", "websocket"),)
+
+
+def test_what_is_named_stands_above_patterns_and_the_first_pattern_above_the_next() -> None:
+    choices = [
+        MarketChoice("X*-KRW", "rest"),
+        MarketChoice("ETH-KRW", "rest"),
+        MarketChoice("*-KRW", "websocket"),
+        MarketChoice("OLD-KRW", None),
+    ]
+    assert resolved(choices, ["XRP-KRW", "BTC-USDT", "ETH-KRW", "BTC-KRW"]) == (
+        MarketChoice("ETH-KRW", "rest"),
+        MarketChoice("OLD-KRW", None),
+        MarketChoice("BTC-KRW", "websocket"),
+        MarketChoice("XRP-KRW", "rest"),
+    )
+    assert resolved(choices, []) == (MarketChoice("ETH-KRW", "rest"), MarketChoice("OLD-KRW", None))
+    assert resolved([MarketChoice("ETH-KRW", None)], ["BTC-KRW"]) == (MarketChoice("ETH-KRW", None),)
 
 
 # --- secrets ----------------------------------------------------------------------------------------------------------
@@ -274,6 +388,8 @@ def leaves(schema: dict[str, Any], section: dict[str, Any], place: str) -> Itera
         if name == "exchanges":
             exchange = schema["$defs"]["Exchange"]
             yield from leaves(schema, exchange, "exchanges.NAME.")
+        elif name == "products":  # holds what holds it
+            yield place + name, setting
         elif below:
             yield from leaves(schema, schema["$defs"][below["$ref"].rpartition("/")[2]], f"{place}{name}.")
         else:
@@ -315,7 +431,14 @@ def test_the_editor_schema_is_up_to_date_and_accepts_what_is_shipped() -> None:
     validator = jsonschema.Draft202012Validator(stored)
     validator.validate(yaml.safe_load(SHIPPED.read_text(encoding="utf-8")))
     validator.validate({"exchanges": {"bithumb": {"markets": ["BTC-KRW", {"ETH-KRW": {"transport": "websocket"}}]}}})
-    bad: list[dict[str, Any]] = [{"lanugage": "ko"}, {"markets": ["BTC/KRW"]}, {"exchanges": {"upbit": {"x": 1}}}]
+    validator.validate({"markets": "all", "channels": ["trades"], "exchanges": {"upbit": {"markets": ["*-KRW"]}}})
+    bad: list[dict[str, Any]] = [
+        {"lanugage": "ko"},
+        {"markets": ["BTC/KRW"]},
+        {"markets": "ALL"},
+        {"channels": ["x"]},
+        {"exchanges": {"upbit": {"x": 1}}},
+    ]
     for wrong in bad:
         assert not validator.is_valid(wrong), wrong
 

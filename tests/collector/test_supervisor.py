@@ -163,6 +163,20 @@ def house() -> Iterator[House]:
 UPBIT = "upbit/BTC-KRW"
 
 
+def test_an_errand_is_done_in_its_own_thread_and_may_fail(house: House) -> None:
+    done: list[str] = []
+    for errand in (lambda: done.append(threading.current_thread().name), lambda: 1 / 0, lambda: done.append("third")):
+        thread = threading.Thread(target=house.supervisor.later, args=(errand,), name="asker")
+        thread.start()
+        thread.join(10)
+    assert not done
+    house.supervisor.tick()
+    assert done == [threading.current_thread().name, "third"]
+    assert house.value("supervisor_failures_total") == 1
+    house.supervisor.tick()
+    assert len(done) == 2
+
+
 def test_a_dead_worker_is_started_again_under_the_next_generation(house: House) -> None:
     first = house.made[UPBIT][0]
     first.die()

@@ -188,6 +188,20 @@ def test_a_complete_book_that_the_changes_did_not_lead_to_breaks_the_link(stage:
     assert [epoch.frames for epoch in scene.stored.epochs.values()] == [2, 2]
 
 
+def test_the_rows_of_two_epochs_in_one_frame_are_all_counted(stage: Build) -> None:
+    """The mutation that must make this fail: count rows by the feed's epoch in `Controller._account`."""
+    scene = stage()
+
+    def steps() -> Steps:
+        yield says(scene, whole(5))
+        yield says(scene, change(6, {"9": "1"}), whole(1, {"10": "2"}))
+
+    scene.play(steps())
+    assert [len(epoch.rows) for epoch in scene.stored.epochs.values()] == [2, 1]
+    labels = {"exchange": "venue", "market": BTC, "channel": "orderbook", "outcome": "received"}
+    assert counted(scene.setup, "records_total", **labels) == 3
+
+
 def test_a_frame_that_breaks_in_its_middle_counts_as_a_whole(stage: Build) -> None:
     scene = stage(Linked, BTC, ETH)
 

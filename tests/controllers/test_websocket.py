@@ -391,8 +391,7 @@ def test_a_market_that_does_not_exist_is_refused(live: Start, cls: type[WSContro
 def test_a_market_that_is_ignored_in_silence_is_told(live: Start, cls: type[WSController]) -> None:
     stage = live(cls.exchange)
     controller = stage.start(cls, "NOPE-KRW", "BTC-KRW", stall={"floor_s": 0.3})
-    stage.until(lambda: stage.log.of("silent"))
-    assert [told["market"] for told in stage.log.of("silent")] == ["NOPE-KRW"]
+    stage.until(lambda: "NOPE-KRW" in [told["market"] for told in stage.log.of("silent")])
     stage.heard(1)
     assert [row["state"] for row in controller.status()] == ["waiting", "live"]
 

@@ -41,7 +41,7 @@ def book(bids: list[list[str]], asks: list[list[str]], channel: str = "order_boo
 
 def test_it_is_found_by_its_name_and_can_be_configured(bitstamp: type[WSController], tmp_path: Path) -> None:
     assert "bitstamp" in controllers.venues()
-    assert controllers.known()["bitstamp"] == {"websocket"}
+    assert controllers.known()["bitstamp"] == {"websocket": (bitstamp,)}
     file = tmp_path / "c.yaml"
     file.write_text("markets: [BTC-USD]\nexchanges:\n  bitstamp:\n")
     settings = load(file, env={}, dotenv=None, known=controllers.known())

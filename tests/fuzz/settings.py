@@ -39,7 +39,8 @@ VALUES = [
     "", "~", "null", "true", "no", "0", "-1", "1", "0.1", "1e400", "-1e400", ".nan", ".inf", "-.inf", "1_000", "0x1F",
     "0x" + "F" * 5000, "0o17", "010", "0b1", "1:60:60", "9" * 400, "9" * 5000, "1" + ":59" * 300, "5.0", "1e3",
     "2020-02-30", "2020-01-01", "2020-01-01 25:00:00", "2020-01-01t00:00:00+99:99", "'", '"', "''", "' '", "x",
-    "BTC-KRW", "[BTC-KRW]", "[KRW-BTC]", "[btc/krw, BTC-KRW]", "{BTC-KRW: {transport: rest}}",
+    "BTC-KRW", "[BTC-KRW]", "[KRW-BTC]", "all", "['*-KRW', BTC-KRW]", "['*']", "[trades, orderbook]",
+    "[BTC-USDT:USDT]", "[btc/krw, BTC-KRW]", "{BTC-KRW: {transport: rest}}",
     "[{BTC-KRW: {transport: rest}}]", "[{BTC-KRW: }, ETH-KRW]", "[[[[]]]]", "[" * 50 + "]" * 50, "[" * 300, "{" * 300,
     "{}", "[]", "{a: b}", "[a, a]", "[, ]", "{1: 2}", "{? [a] : b}", "{null: 1}", "{true: 1}", "websocket", "rest",
     "full",
@@ -58,9 +59,10 @@ VALUES = [
     "..",
 ]  # fmt: skip
 KEYS = [
-    "exchanges", "markets", "storage", "path", "log", "level", "upbit", "Upbit", "upbitt", "exchange", "transport",
-    "endpoint", "websocket", "backoff", "base_s", "cap_s", "port", "1", "1.5", "null", "true", "~", "2020-01-01", "''",
-    "'a b'", "''''", "'a:b'", "'a.b'", "'[0]'", '"a\\nb"', '"\\e[2J"', '"\\u202e"', "값", "? a", "? [a, b]", "<<",
+    "exchanges", "markets", "channels", "storage", "path", "log", "level", "upbit", "Upbit", "upbitt", "exchange",
+    "transport",
+    "endpoint", "websocket", "backoff", "base_s", "cap_s", "port", "1", "1.5", "null", "true", "~", "2020-01-01",
+    "''", "'a b'", "''''", "'a:b'", "'a.b'", "'[0]'", '"a\\nb"', '"\\e[2J"', '"\\u202e"', "값", "? a", "? [a, b]", "<<",
     "&k key",
     "*k", "!!binary aGk=", "A" * 3000, "__class__", "model_config", "model_fields", "_sources", "__init__", "-",
     "collector_id",
@@ -158,7 +160,7 @@ class Spoiled:
     def _check_settings(self, settings: Settings) -> None:
         for exchange in settings.exchanges:
             for choice in settings.choices(exchange):
-                require("-" in choice.market, f"market {choice.market!r}")
+                require("-" in choice.market or choice.market == "all", f"market {choice.market!r}")
         for row in describe(settings):
             require(CANARY not in row.value or row.name.endswith(".path"), f"a secret is shown: {row}")
             require(not UNSEEN.search(f"{row.name}{row.value}{row.source}"), f"letters that can't be seen: {row}")

@@ -41,11 +41,13 @@ class Tale:
         self.changes: list[str] = []  # of the store, when all is written
         self._sent: dict[str, int] = {}
         self._epochs = 0
+        self.transport = ""
 
     def connect(self, at: float = 0, transport: str = "websocket") -> str:
         name = str(len(self._sent) + 1)
         self._sent[name] = 0
         names = {"connection": name, "exchange": "upbit", "time_us": us(at)}
+        self.transport = transport
         self.lines.append({"kind": "open", "transport": transport, **names})
         more = {"subscription": name, "market": "BTC-KRW", "channel": self.channel}
         self.lines.append({"kind": "subscribe", **names, **more})
@@ -69,7 +71,7 @@ class Tale:
         """Keep rows that came at their `at`; the epoch accounts for so many messages."""
         self._epochs += 1
         number = self._epochs
-        self.records.append(EpochOpened(number, "UPBIT", "BTC-KRW", self.channel, "websocket", self.here(at)))
+        self.records.append(EpochOpened(number, "UPBIT", "BTC-KRW", self.channel, self.transport, self.here(at)))
         self.records += [self.row(number, row) for row in rows]
         self.records.append(CoverageMark(number, self.here(until), self.here(until), frames))
         self.records.append(EpochEnded(number, self.here(until), reason))
@@ -254,6 +256,24 @@ def test_what_two_connections_brought_is_there_once(tmp_path: Path) -> None:
     verdict = tale.judged()
     assert (verdict.notes, verdict.sent, verdict.stored, verdict.duplicate) == ([], 14, 10, 3)
     assert verdict.outside == 1
+
+
+@pytest.mark.parametrize("channel", CHANNELS)
+@pytest.mark.parametrize("lost", [False, True])
+def test_the_last_answer_to_a_poll_may_have_been_lost(tmp_path: Path, channel: str, lost: bool) -> None:
+    """Whether it says something new or not."""
+    for new in (False, True):
+        folder = tmp_path / str(new)
+        folder.mkdir()
+        tale = Tale(folder, channel)
+        name = tale.connect(transport="rest")
+        rows = [told(channel, 1 + n, n) for n in range(5)]
+        for n, row in enumerate(rows):
+            tale.send(name, 1 + n, row)
+        tale.send(name, 6, told(channel, 6, 6) if new else rows[4])
+        heard = [*rows, told(channel, 6, 6)] if new and not lost else rows
+        tale.epoch(0.9, 5 if lost else 6, 5 if lost else 6, *heard)
+        assert tale.judged().notes == []
 
 
 def test_a_candle_that_only_the_next_one_closes(tmp_path: Path) -> None:
