@@ -198,8 +198,9 @@ def test_the_rows_of_two_epochs_in_one_frame_are_all_counted(stage: Build) -> No
 
     scene.play(steps())
     assert [len(epoch.rows) for epoch in scene.stored.epochs.values()] == [2, 1]
-    labels = {"exchange": "venue", "market": BTC, "channel": "orderbook", "outcome": "received"}
-    assert counted(scene.setup, "records_total", **labels) == 3
+    of = {"exchange": "venue", "market": BTC, "channel": "orderbook"}
+    told = [counted(scene.setup, "records_total", **of, outcome=outcome) for outcome in ("received", "duplicate")]
+    assert told == [3, 0]
 
 
 def test_a_frame_that_breaks_in_its_middle_counts_as_a_whole(stage: Build) -> None:
