@@ -664,9 +664,11 @@ class Session:
         self._levels_in(numbers, [message for message in data if isinstance(message, Book | BookChange)], taken)
         tokens = [token for message in data for token in _tokens(message)]
         for token in tokens:
-            # What repeats a trade is not looked at any more.
-            stands = type(token) is not int or Decimal(token) in numbers
-            require(stands if type(token) is not str else token in said, f"{token!r} is not in the frame")
+            if _number(str(token)) is None:
+                continue  # of what repeats a trade, which is not looked at any more; else there is no such row
+            require(
+                token in said if type(token) is str else Decimal(token) in numbers, f"{token!r} is not in the frame"
+            )
         self._rows_of(tokens, data, taken)
 
     def _levels_in(self, numbers: set[Decimal], books: Sequence[Book | BookChange], taken: Taken) -> None:
