@@ -660,7 +660,7 @@ class Session:
         names = " ".join(leaf for leaf in said if isinstance(leaf, str)).upper()
         for market in {message.market for message in data} if not self._polled or _names_markets(data) else ():
             for part in self._spelt(market):
-                require(part in names, f"taken for data of {market}, which the frame does not name")
+                require(part in names or market in names, f"taken for data of {market}, which the frame does not name")
         self._levels_in(numbers, [message for message in data if isinstance(message, Book | BookChange)], taken)
         tokens = [token for message in data for token in _tokens(message)]
         for token in tokens:
