@@ -51,9 +51,10 @@ MARKETS = {
     "okx/websocket/business": ("BTC-USDT", "BTC-USDT:USDT"),
 }
 KOREAN = ("BTC-KRW", "ETH-KRW")
-STEPS, POLLS = 100, 30
+STEPS, POLLS = 60, 10
 STEP_US = 1_000_000
 RECORDED_MAX = 200  # of one kind, evenly chosen
+LARGEST = 32 << 10  # bytes of a recorded one: spoiling a list of two megabytes takes as long as hearing for minutes
 DEPTHS = (40, 6)  # levels a side at most; most sessions have the shorter books, which are quicker
 
 Side = dict[Decimal, Decimal]
@@ -296,7 +297,7 @@ def _answers(cls: type[Controller]) -> Iterator[bytes]:
 
 
 def _recorded(wire: Path, exchange: str, kind: str) -> list[Material]:
-    found = [Material(line.data.encode()) for line in recorded(wire, exchange, kind)]
+    found = [Material(frame) for line in recorded(wire, exchange, kind) if len(frame := line.data.encode()) <= LARGEST]
     return found[:: max(1, len(found) // RECORDED_MAX)]
 
 

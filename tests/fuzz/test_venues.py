@@ -8,17 +8,23 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 import controllers
 from collector.errors import BadFrame, VenueRefused
-from collector.records import ORDERBOOK, Book, Message
+from collector.numbers import to_decimal
+from collector.records import ORDERBOOK, Book, BookChange, Candle, Message, Ticker, Trade
 from controllers import book
 from controllers.base import Controller, Reader
+from controllers.binance import Binance
 from controllers.book import Side
 from controllers.book_feed import HeardBook
+from controllers.bybit import Bybit
 from controllers.feed import HeardFeed
 from controllers.gopax import Gopax
+from controllers.kraken import Kraken
+from controllers.okx import Okx
 from controllers.upbit import Upbit
 from tests.conftest import ROOT
 from tests.fuzz import guard, venues
@@ -27,7 +33,7 @@ from tests.fuzz.guard import Guard
 from tests.fuzz.supply import classes, markets_of
 from tests.fuzz.venues import SESSION, Session, fuzz, targets
 
-FRAMES = 1000
+FRAMES = 750
 PATIENT = 10.0  # seconds of processor time for a frame: this machine may be slow, and what hangs takes for ever
 
 
@@ -122,8 +128,7 @@ class Wandering(Upbit):
 
     def parse(self, frame: bytes, received_us: int) -> Iterable[Message]:
         for message in super().parse(frame, received_us):
-            assert isinstance(message, Book)
-            yield Book("BTC-KRW", message.bids, message.asks, message.venue_us, None, message.totals)
+            yield msgspec.structs.replace(message, market="BTC-KRW") if isinstance(message, Book) else message
 
 
 class Rounding(Upbit):
@@ -131,11 +136,75 @@ class Rounding(Upbit):
 
     def parse(self, frame: bytes, received_us: int) -> Iterable[Message]:
         for message in super().parse(frame, received_us):
-            assert isinstance(message, Book)
-            bids = {
-                price: str(float(size) * 1.1) if type(size) is str else size for price, size in message.bids.items()
-            }
-            yield Book(message.market, bids, message.asks, message.venue_us, None, message.totals)
+            if isinstance(message, Book):
+                sizes = {p: str(float(s) * 1.1) if type(s) is str else s for p, s in message.bids.items()}
+                message = msgspec.structs.replace(message, bids=sizes)
+            yield message
+
+
+class Inverting(Upbit):
+    """Takes the maker's side for the taker's."""
+
+    def parse(self, frame: bytes, received_us: int) -> Iterable[Message]:
+        for message in super().parse(frame, received_us):
+            if isinstance(message, Trade):
+                message = msgspec.structs.replace(message, side="sell" if message.side == "buy" else "buy")
+            yield message
+
+
+class Local(Upbit):
+    """Takes the time in Korea for UTC."""
+
+    def parse(self, frame: bytes, received_us: int) -> Iterable[Message]:
+        for message in super().parse(frame, received_us):
+            if isinstance(message, Candle):
+                message = msgspec.structs.replace(message, open_us=message.open_us + 9 * 3_600_000_000)
+            yield message
+
+
+class Computing(Upbit):
+    """Computes what a ticker says."""
+
+    def parse(self, frame: bytes, received_us: int) -> Iterable[Message]:
+        for message in super().parse(frame, received_us):
+            if isinstance(message, Ticker) and message.volume is not None:
+                message = msgspec.structs.replace(message, volume=f"{to_decimal(message.volume) / 3:.8f}")
+            yield message
+
+
+class Unlinked(Bybit):
+    """Takes any change for the next one."""
+
+    def follows(self, change: BookChange, sequence: int, *, joining: bool) -> bool:
+        return True
+
+
+class Joining(Binance):
+    """Joins a book over REST with whatever comes."""
+
+    def follows(self, change: BookChange, sequence: int, *, joining: bool) -> bool:
+        return joining or super().follows(change, sequence, joining=joining)
+
+
+class Unsummed(Kraken):
+    """Compares no sums."""
+
+    def parse(self, frame: bytes, received_us: int) -> Iterable[Message]:
+        for message in super().parse(frame, received_us):
+            yield msgspec.structs.replace(message, checksum=None) if hasattr(message, "checksum") else message
+
+
+class Uncut(Unsummed):
+    """Keeps what falls out of the depth as well."""
+
+    cut_to_depth = False
+
+
+class Resigned(Okx):
+    """Does not ask for a book that broke."""
+
+    def resync(self, feed: HeardFeed, at_us: int) -> None:
+        return
 
 
 class Losing(Upbit):
@@ -186,9 +255,17 @@ class Confusing(Gopax):
     ("cls", "text"),
     [
         (Escaping, "only SourceError may leave parse"),
-        (Guessing, "no JSON|which the frame does not name"),
+        (Guessing, "no JSON|which the frame does not name|is not in the frame"),
         (Wandering, "of BTC-KRW, which the frame does not name|not the one that was sent"),
         (Rounding, "is not in the frame|not the one that was sent"),
+        (Inverting, "a trade is not the one that was sent"),
+        (Local, "candles of other minutes"),
+        (Computing, "is not in the frame|a ticker is not the one that was sent"),
+        (Unlinked, "a change that does not follow .* is stored|after one that is missing is stored"),
+        (Joining, "the book is not the one that was sent|does not follow|after one that is missing"),
+        (Unsummed, "passes for the one that was sent|not the one that was sent"),
+        (Uncut, "not the one that was sent"),
+        (Resigned, "nobody asks for the book of"),
         (Losing, "rejected and not kept"),
         (Overlooking, "a connection that should end"),
         (Hoarding, "memory grew by"),
