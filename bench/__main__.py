@@ -1,4 +1,4 @@
-"""`python -m bench [parse] [flood] [writer] [size]`: what the collector's work costs, as ratios from one run."""
+"""`python -m bench [parse] [flood] [writer] [size] [many]`: what the collector's work costs, as ratios from one run."""
 
 import importlib
 from typing import Annotated
@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-ALL = ("parse", "flood", "writer", "size")
+ALL = ("parse", "flood", "writer", "size", "many")
 
 
 def main(

@@ -559,6 +559,8 @@ class Controller(Worker):
 
     def flush(self) -> None:
         """Hand everything to the intake, with the marks that account for it."""
+        # Marks that no frame came with have not waited for anything.
+        received_us, self._last_received_us = self._last_received_us, 0
         if self._counts["received"]:
             self.setup.metrics.count_frames(self.exchange, **self._counts)
             self._counts = dict.fromkeys(self._counts, 0)
@@ -576,7 +578,7 @@ class Controller(Worker):
             return
         records = (*self._records, *(feed.mark(self._heard_at_us) for feed in self._touched))
         size = self._bytes + RECORD_BYTES * len(records)
-        delivery = Delivery(self.exchange, self._stored, records, size, self._rejected, self._last_received_us)
+        delivery = Delivery(self.exchange, self._stored, records, size, self._rejected, received_us)
         touched, self._touched = self._touched, {}
         self._records = []
         self._stored = self._rejected = self._bytes = 0

@@ -66,9 +66,25 @@ class DoubtingController(Controller):
             self._mind_the_unanswered(feed, now_us)
         if self._probe is not None:
             self._doubt_who_waits(self._probe, now_us)
-            self._judge(self._probe, now_us)
+            self._go_on(self._probe, now_us)
         else:
             self._doubt(now_us)
+
+    def look_for_an_answer(self, now_us: int) -> None:
+        """Judge an answer that has just come and ask about the next feed: of many that are silent, all get a turn.
+
+        Raises `SourceError` to end the connection.
+        """
+        if self._probe is not None and self._probe.answered:
+            self._go_on(self._probe, now_us)
+
+    def _go_on(self, probe: Probe, now_us: int) -> None:
+        outcome = probe.outcome(now_us)
+        if outcome is not None:
+            self._probe = None
+            self._judge(probe, outcome, now_us)
+            if outcome == "agreed":  # whatever else came of it is left alone for a second
+                self._doubt(now_us)
 
     def _doubt_who_waits(self, probe: Probe, now_us: int) -> None:
         # One comparison at a time: data that comes before a feed's turn does not tell what its silence held.
@@ -169,11 +185,7 @@ class DoubtingController(Controller):
 
     # --- answers ----------------------------------------------------------------------------------------------------
 
-    def _judge(self, probe: Probe, now_us: int) -> None:
-        outcome = probe.outcome(now_us)
-        if outcome is None:
-            return
-        self._probe = None
+    def _judge(self, probe: Probe, outcome: str, now_us: int) -> None:
         self.setup.metrics.probes.labels(self.exchange, outcome).inc()
         if outcome == "agreed":
             self._agreed(probe, now_us)

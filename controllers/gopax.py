@@ -149,7 +149,7 @@ class Gopax(_Gopax, WSController):
     changes_only = True
     stale_s = 65.0
     connection_age_s = 86_400.0
-    budget_per_s = 1.0  # the book call, for the whole address
+    budget_per_s = 0.9  # of one book call a second for the whole address: no two of them may come close together
 
     def address(self) -> str:
         """Return the address, signed when the configuration asks for it."""

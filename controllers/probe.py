@@ -49,6 +49,11 @@ class Probe:
         self._seen.append(self.feed.book.as_numbers(self._depth))
         del self._seen[:-BOOKS_MAX]
 
+    @property
+    def answered(self) -> bool:
+        """Whether an answer came that `outcome` has not seen."""
+        return not self._answers.empty()
+
     def outcome(self, now_us: int) -> str | None:
         """Return `agreed`, `differed`, `failed`, `skipped` (no turn was free), or None while it is open.
 

@@ -303,6 +303,7 @@ class WSController(DoubtingController):
                 else:
                     raise ConnectionLost(f"the server closed the connection: {close_reason(payload)}")
             self._look_for_books(now_us)
+            self.look_for_an_answer(now_us)
             if arrived:
                 self.flush()
             if now_us >= second_us:

@@ -226,6 +226,18 @@ def test_the_sums_close_over_several_frames_of_one_hand_over_too() -> None:
     assert stage.stored.only.frames == 4
 
 
+def test_a_mark_that_no_frame_came_with_has_waited_for_nothing() -> None:
+    """Else what is measured from receipt to commit grows with the silence of a market."""
+    stage = Stage()
+    stage.hear(book({10: 1}))
+    stage.hear(book({10: 1}))  # a repeat: only the ledger moves, later
+    stage.tick(after=2)
+    first, mark = stage.stored.deliveries
+    assert (first.frames, mark.frames) == (1, 0)
+    assert first.received_us > 0
+    assert mark.received_us == 0
+
+
 def test_the_size_of_a_delivery_grows_with_what_is_in_it() -> None:
     stage = Stage()
     stage.hear(book(dict.fromkeys(range(1, 10), 1)))

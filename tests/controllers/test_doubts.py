@@ -519,7 +519,29 @@ def test_data_before_a_market_s_turn_to_be_compared_begins_an_epoch_of_its_own(
 
     scene.play(steps())
     assert Counter(scene.stored.reasons) == Counter(reasons)
-    assert scene.probes() == ({"agreed": 2} if answered else {})
+    assert scene.probes() == {"agreed": 2 if answered else 1}  # the answer about the first comes when it comes
+
+
+def test_of_many_silent_markets_each_gets_its_turn_as_soon_as_the_one_before_is_answered(stage: Build) -> None:
+    """Mutation: let `look_for_an_answer` do nothing."""
+    markets = ("BTC-KRW", "ETH-KRW", "SOL-KRW", "XRP-KRW")
+    scene = stage(Played, *markets)
+
+    def steps() -> Steps:
+        for market in markets:
+            yield scene.frame(BOOK | {"market": market}, after=0)
+        scene.rest.answers.extend([BOOK] * 4)
+        yield from scene.chatter(11)
+        for _ in markets:  # within a second
+            scene.clock.advance(0.1)
+            yield [(PONG, b"")]
+            scene.probed()
+        for market in markets:
+            yield scene.frame(OTHER | {"market": market}, after=0)
+
+    scene.play(steps())
+    assert scene.probes() == {"agreed": 4}
+    assert scene.stored.reasons == ["stop"] * 4
 
 
 def test_an_answer_that_the_socket_has_overtaken_agrees_where_a_book_is_kept_from_changes(stage: Build) -> None:

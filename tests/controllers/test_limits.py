@@ -82,7 +82,7 @@ def test_every_exchange_has_its_documented_limits() -> None:
         "bybit": (50, 1.5),
         "coinbase": (5, 4),
         "coinone": (20, 5),
-        "gopax": (1, 5),
+        "gopax": (0.9, 5),
         "korbit": (50, 5),
         "kraken": (1, 0.25),
         "kucoin": (20, 1),
