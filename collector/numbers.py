@@ -37,7 +37,8 @@ def decoder(kind: Any) -> Callable[[bytes], Any]:
                 frame.decode()  # msgspec passes over the text of fields that nobody asked for, UTF-8 or not
             return decode(frame)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            raise BadFrame(str(error)) from None
+            # It quotes what it does not know: a reason goes to the store, where text holds no NUL.
+            raise BadFrame(str(error).replace("\0", "\\0")) from None
 
     return decode_frame
 

@@ -369,7 +369,7 @@ class Controller(Worker):
             self._counts["ignored"] += 1
         made = self._made(records)
         for feed, messages in heard.items():
-            rows = made.get(feed.epoch, 0)
+            rows = made.get(feed, 0)
             feed.tally["received"] += max(rows, messages)  # more rows than messages: some had been held back
             feed.tally["duplicate"] += max(0, messages - rows)
             feed.confirm(at_us)
@@ -377,9 +377,9 @@ class Controller(Worker):
                 self._touched[feed] = None
         self._records += records
 
-    def _made(self, records: Iterable[Record]) -> dict[int, int]:
-        """Take note of records that are about to be handed over; return how many rows there are of each epoch."""
-        made: dict[int, int] = {}
+    def _made(self, records: Iterable[Record]) -> dict[HeardFeed, int]:
+        """Take note of records that are about to be handed over; return how many rows there are of each feed."""
+        made: dict[HeardFeed, int] = {}  # of a feed whose epoch ended among them, those of both epochs
         for record in records:
             if type(record) is BookRow:
                 self._bytes += len(record.bids or "") + len(record.asks or "")
@@ -393,7 +393,8 @@ class Controller(Worker):
             elif type(record) is EpochOpened:
                 self._owners[record.epoch] = self.feeds[record.market, record.channel]
             if isinstance(record, BookRow | StreamRow):
-                made[record.epoch] = made.get(record.epoch, 0) + 1
+                feed = self._owners[record.epoch]
+                made[feed] = made.get(feed, 0) + 1
         return made
 
     def _flagged(self, row: BookRow) -> None:

@@ -80,9 +80,7 @@ class HeardBook(HeardFeed):
     def take(self, message: Datum, at_us: int, offset_us: int, records: list[Record]) -> bool:
         """Take a complete book or a change; see `HeardFeed.take`."""
         assert isinstance(message, Book | BookChange)
-        sequence = message.sequence
-        if sequence is not None and not 0 <= sequence < SEQUENCE_MAX:
-            raise BadFrame(f"sequence {sequence} is out of range")
+        _check_sequence(message.sequence)
         if isinstance(message, Book):
             self._take_book(message, at_us, offset_us, records)
         elif not self.book.known:
@@ -160,6 +158,7 @@ class HeardBook(HeardFeed):
         """
         if book.sequence is None:
             raise BadFrame("a book to join has no sequence")
+        _check_sequence(book.sequence)
         early = [change for change in self._early if not self._rules.is_old(change, book.sequence)]
         if early and not self._rules.follows(early[0], book.sequence, joining=True):
             return False
@@ -263,6 +262,11 @@ class HeardBook(HeardFeed):
             self._row(as_it_is, [], [], False, at_us, offset_us, records)
             self.silent_before_us = silent_us
         return records
+
+
+def _check_sequence(sequence: int | None) -> None:
+    if sequence is not None and not 0 <= sequence < SEQUENCE_MAX:
+        raise BadFrame(f"sequence {sequence} is out of range")
 
 
 def _number(change: BookChange) -> str:

@@ -37,7 +37,7 @@ from collector.records import (
 )
 from controllers.base import Setup
 from controllers.contracts import contract
-from controllers.levels import house_form, listed, shaped, venue_us
+from controllers.levels import house_form, listed, minute_us, shaped, venue_us
 from controllers.websocket import WSController
 
 Rows = list[tuple[str, str]]
@@ -128,6 +128,7 @@ _decode_ticker = decoder(_Ticker)
 _decode_candles = decoder(list[_Candle])
 _decode_answer = decoder(_Answer)
 
+_is_id = re.compile(r"[0-9A-Za-z-]{1,64}").fullmatch  # digits, or a UUID
 _symbol_of_topic = re.compile(r"\.([A-Z0-9-]+)$").search
 
 
@@ -220,8 +221,9 @@ class Bybit(WSController):
             raise UnknownFrame(f"interval was {row.interval!r}")
         volume = row.turnover if self.in_dollars else row.volume
         return Candle(
-            market, 60, opened_us, row.open, row.high, row.low, row.close, volume, row.confirm, venue_us(row.timestamp)
-        )
+            market, 60, minute_us(opened_us), row.open, row.high, row.low, row.close, volume, row.confirm,
+            venue_us(row.timestamp),
+        )  # fmt: skip
 
     # --- REST -------------------------------------------------------------------------------------------------------
 
@@ -331,6 +333,8 @@ def _book(market: str, message: _Frame, row: _Book) -> Book | BookChange:
 
 def _trade(market: str, row: _Trade) -> Trade:
     filled_us = venue_us(row.filled)
+    if not _is_id(row.id):
+        raise BadFrame(f"id of a trade was {row.id!r}")
     if row.side not in ("Buy", "Sell") or filled_us is None:
         raise BadFrame(f"side of a trade was {row.side!r}")
     return Trade(market, row.id, "buy" if row.side == "Buy" else "sell", row.price, row.size, filled_us)

@@ -173,7 +173,7 @@ class Coinbase(_Coinbase, WSController):
         message = _decode(frame)
         if message.type == "error":
             return (Refused(str(message.message)),)
-        if message.sequence is None:
+        if message.sequence is None or message.sequence < 0:
             raise BadFrame("a frame without its number")
         messages: list[Message] = [Numbered(message.sequence)]
         events = bytes(message.events)

@@ -37,7 +37,7 @@ from collector.records import (
     Trade,
 )
 from controllers.book import Changes, OrderBook
-from controllers.levels import decode_any, house_form, listed, shaped, side
+from controllers.levels import decode_any, house_form, listed, minute_us, shaped, side, trade_id
 from controllers.websocket import WSController
 
 COVERED = 10  # levels a side that a checksum covers
@@ -254,7 +254,7 @@ def _trade(row: _Trade) -> Trade:
     if row.side not in ("buy", "sell") or traded_us is None:
         raise BadFrame(f"side of a trade was {row.side!r}")
     taker: Literal["buy", "sell"] = "buy" if row.side == "buy" else "sell"
-    return Trade(_house(row.symbol), str(row.id), taker, row.price, row.size, traded_us)
+    return Trade(_house(row.symbol), trade_id(row.id), taker, row.price, row.size, traded_us)
 
 
 def _ticker(row: _Ticker) -> Ticker:
@@ -270,9 +270,8 @@ def _candle(row: _Candle, told_us: int | None) -> Candle:
     opened_us = _microseconds(row.interval_begin)
     if row.interval != 1 or opened_us is None:
         raise UnknownFrame(f"interval was {row.interval}")
-    return Candle(
-        _house(row.symbol), 60, opened_us, row.open, row.high, row.low, row.close, row.volume, venue_us=told_us
-    )
+    prices = row.open, row.high, row.low, row.close
+    return Candle(_house(row.symbol), 60, minute_us(opened_us), *prices, row.volume, venue_us=told_us)
 
 
 def _microseconds(text: str | None) -> int | None:

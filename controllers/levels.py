@@ -167,7 +167,7 @@ def shaped(read: _Read) -> _Read:
     def checked(*args: Any) -> Any:
         try:
             return read(*args)
-        except (LookupError, TypeError, ValueError, AttributeError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             raise BadFrame(f"the answer has another shape than is known: {error!r}") from None
 
     return checked  # type: ignore[return-value]

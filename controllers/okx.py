@@ -42,7 +42,7 @@ from collector.records import (
 from collector.settings import MARKET_PATTERN
 from controllers.book import OrderBook
 from controllers.contracts import Contract, contract
-from controllers.levels import Levels, decode_any, listed, shaped
+from controllers.levels import Levels, decode_any, listed, minute_us, shaped, trade_id
 from controllers.websocket import WSController
 
 CHANNELS = {ORDERBOOK: "books", TRADES: "trades", TICKER: "tickers", CANDLES: "candle1m"}
@@ -376,9 +376,7 @@ def _levels(rows: list[list[str]]) -> Levels:
 def _trade(market: str, row: _Row) -> Trade:
     if row.side not in ("buy", "sell"):
         raise BadFrame(f"side was {row.side!r}")
-    if not (row.trade_id.isascii() and row.trade_id.isdecimal()):
-        raise BadFrame(f"tradeId was {row.trade_id!r}")
-    return Trade(market, row.trade_id, row.side, row.price, row.size, _time_us(row.time_ms))  # type: ignore[arg-type]
+    return Trade(market, trade_id(row.trade_id), row.side, row.price, row.size, _time_us(row.time_ms))  # type: ignore[arg-type]
 
 
 def _number(trade: Trade) -> int:
@@ -400,7 +398,7 @@ def _candle(market: str, row: list[str]) -> Candle:
     opened, first, high, low, last, volume, in_currency = row[:7]
     if ":" in market:
         volume = in_currency
-    return Candle(market, 60, _time_us(opened), first, high, low, last, volume, row[8:9] == ["1"])
+    return Candle(market, 60, minute_us(_time_us(opened)), first, high, low, last, volume, row[8:9] == ["1"])
 
 
 def _time_us(text: str | None) -> int:

@@ -33,7 +33,6 @@ from controllers.feed import FeedFacts, HeardFeed
 TRADES_KNOWN = 4096  # ids that are remembered, to know a repeat
 CANDLES_KNOWN = 16
 TIME_MAX = 1 << 62
-_ZERO = Decimal(0)
 
 
 class HeardStream(HeardFeed):
@@ -86,8 +85,8 @@ class HeardStream(HeardFeed):
 
     def _amount(self, token: Number, *, what: str, zero: bool = False) -> str:
         value = to_decimal(token)
-        if value < _ZERO or not (value or zero):
-            raise BadFrame(f"{what} {token!r} is {'negative' if value else 'nought'}")
+        if value.is_signed() or not (value or zero):  # `-0` is no amount either
+            raise BadFrame(f"{what} {token!r} is {'negative' if value.is_signed() else 'nought'}")
         return self._text(token)
 
     def _text(self, token: Number) -> str:
@@ -116,8 +115,7 @@ class HeardTrades(HeardStream):
 
     def _rows(self, message: Datum) -> list[Any]:
         assert isinstance(message, Trade)
-        if not 0 <= message.venue_us < TIME_MAX:
-            raise BadFrame(f"time {message.venue_us} is out of range")
+        _check_time(message.venue_us)
         if message.side not in ("buy", "sell"):
             raise BadFrame(f"side {message.side!r} is neither buy nor sell")
         known = _trade_id(message)
@@ -159,6 +157,8 @@ class HeardTicker(HeardStream):
 
     def _rows(self, message: Datum) -> list[Any]:
         assert isinstance(message, Ticker)
+        if message.venue_us is not None:
+            _check_time(message.venue_us)
         told: tuple[Number | None, ...] = (message.last, message.bid, message.ask, message.volume)
         for what, token in zip(("last", "bid", "ask", "volume"), told, strict=True):
             if token is not None:
@@ -195,8 +195,7 @@ class HeardCandles(HeardStream):
 
     def _rows(self, message: Datum) -> list[Any]:
         assert isinstance(message, Candle)
-        if not 0 <= message.open_us < TIME_MAX:
-            raise BadFrame(f"time {message.open_us} is out of range")
+        _check_time(message.open_us)
         for what in ("open", "high", "low", "close"):
             self._amount(getattr(message, what), what=what)
         self._amount(message.volume, what="volume", zero=True)
@@ -223,6 +222,11 @@ class HeardCandles(HeardStream):
 
 
 STREAMS: dict[str, type[HeardStream]] = {TRADES: HeardTrades, TICKER: HeardTicker, CANDLES: HeardCandles}
+
+
+def _check_time(time_us: int) -> None:
+    if not 0 <= time_us < TIME_MAX:
+        raise BadFrame(f"time {time_us} is out of range")
 
 
 def _trade_id(trade: Trade) -> str:

@@ -207,7 +207,9 @@ class WSController(DoubtingController):
 
     def _look_for_books(self, now_us: int) -> None:
         for feed, due_us in list(self._resync_us.items()):
-            if now_us >= due_us:
+            if feed.epoch:  # it came by itself
+                del self._resync_us[feed]
+            elif now_us >= due_us:
                 self._ask_for_the_book(feed)
         answer = self._snapshots.look(now_us)
         if answer is None:

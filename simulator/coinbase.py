@@ -145,6 +145,7 @@ class Coinbase(Venue):
         if request["type"] == "subscribe":
             self._subscribe(c, channel, products)
         else:
+            await c.emptied()  # what is queued has its numbers
             self._unsubscribe(c, channel, products)
         self._acknowledge(c)
 

@@ -84,7 +84,7 @@ class Connection:
         self.opened_s = self.heard_s = self.said_s = loop.time()
         self._clock = loop.time
         self._ledger, self._faults, self._transport = ledger, faults, transport
-        self._outbox: asyncio.Queue[str | bytes | tuple[Subscription, Message]] = asyncio.Queue()
+        self._outbox: asyncio.Queue[str | bytes | asyncio.Event | tuple[Subscription, Message]] = asyncio.Queue()
         self._room = asyncio.Event()
         self._room.set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -136,6 +136,13 @@ class Connection:
         """Wait until the client has taken most of what was queued."""
         await self._room.wait()
 
+    async def emptied(self) -> None:
+        """Wait until nothing is queued any more."""
+        while not (self._closed or self._outbox.empty()):
+            passed = asyncio.Event()
+            self._outbox.put_nowait(passed)
+            await passed.wait()
+
     async def send_loop(self) -> None:
         """Send what is queued, in order, for as long as the connection lives."""
         while not self._closed:
@@ -143,7 +150,9 @@ class Connection:
             if self._outbox.qsize() < OUTBOX_HIGH // 2:
                 self._room.set()
             try:
-                if isinstance(item, tuple):
+                if isinstance(item, asyncio.Event):
+                    item.set()
+                elif isinstance(item, tuple):
                     await self._deliver(*item)
                 elif not self.dumb:
                     await self._send(item)
@@ -270,6 +279,10 @@ class Connection:
             return
         self._closed = True
         self._room.set()
+        while not self._outbox.empty():
+            item = self._outbox.get_nowait()
+            if isinstance(item, asyncio.Event):
+                item.set()
         tasks = [t for t in self._tasks if t is not asyncio.current_task()]
         for task in tasks:
             task.cancel()

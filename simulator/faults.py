@@ -143,9 +143,14 @@ def damage(what: str, text: str, volume: re.Pattern[str], code: str, foreign: st
 
     `volume` finds the first volume: group 1 is what stands before it, group 2 the token with its quotes if the venue
     quotes numbers. `code` is the venue's spelling of the market, `foreign` that of another one, `surprise` a
-    well-formed message of a kind that the venue does not have. Bytes are returned where the result is not even text.
+    well-formed message of a kind that the venue does not have. Bytes are returned where the result is not even text. A
+    frame that has nothing of that kind to spoil is cut in the middle.
     """
+    spoiled = _damaged(what, text, volume, code, foreign, surprise)
+    return text[: len(text) // 2] if spoiled == text else spoiled
 
+
+def _damaged(what: str, text: str, volume: re.Pattern[str], code: str, foreign: str, surprise: str) -> str | bytes:
     def number(token: str) -> str:
         return volume.sub(lambda m: m[1] + (f'"{token}"' if m[2].startswith('"') else token), text, count=1)
 

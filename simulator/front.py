@@ -128,8 +128,12 @@ class Front:
                 c.half_open = False
                 c.abort("the simulator stops")
                 await c.ended("the simulator stops")
+            open_ones = [handler.transport for handler in server.connections if handler.transport is not None]
             await server.shutdown(1)
             await asyncio.gather(*self._background, return_exceptions=True)
+            for transport in open_ones:  # whoever does not read would keep one open that is only closed
+                transport.abort()
+            await asyncio.sleep(0)  # for the loop to let go of their sockets
 
     def _clock_ended(self, task: "asyncio.Task[None]") -> None:
         """A market must never stand still unnoticed: an error in it ends the simulator."""

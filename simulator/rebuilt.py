@@ -125,13 +125,15 @@ def rebuild(stream: Stream, epoch: Epoch, ledger: SentLedger, answers: Sequence[
     problem: str = Misfit.NEVER_SENT
     for answer in answers if stream.changes else ():
         joined = _joined(stream, answer, epoch, first, ledger)
-        if joined is not None:
+        # Messages that the book holds already may have come after it: they are accounted for, and make no rows.
+        while joined is not None and joined.index >= stream.walk.index:
             try:
-                return _Attempt(stream, epoch, ledger).go_on(joined)
+                return _Attempt(stream, epoch, ledger).go_on(joined.copy())
             except _Unreadable as error:
                 return f"{Misfit.UNREADABLE}: {error}"
             except NoFit as error:
                 problem = str(error)
+                joined.index -= 1
     walk = stream.walk.copy()
     may_go_on = epoch.rows[0].venue_us is None  # what no message brought has no time of the exchange
     while True:

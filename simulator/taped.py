@@ -116,8 +116,11 @@ class _Attempt:
         return track
 
     def _was_received(self, message: Sent, walk: Walk) -> bool:
-        # The last answer on a connection may have been lost on its way.
-        if self._epoch.channel != "ticker":
+        # The last answer on a connection may have been lost on its way. Of a candle only the last state is in the
+        # store, so a later epoch may have replaced what this one told.
+        if self._epoch.channel == "candles":
+            return all(self._told.find(sent) is not None for sent in self._ledger.rows(message))
+        if self._epoch.channel == "trades":
             return self._told.holds(message, self._ledger)
         row = self._ticker
         return all(

@@ -53,6 +53,15 @@ def test_what_is_no_json_of_that_shape_is_a_bad_frame(frame: bytes) -> None:
         decode(frame)
 
 
+def test_what_is_refused_is_named_in_text_that_every_store_takes() -> None:
+    class Tagged(msgspec.Struct, tag_field="e", tag="trade"):
+        pass
+
+    with pytest.raises(BadFrame) as refused:
+        decoder(Tagged)(b'{"e":"tr\\u0000ade"}')
+    assert "tr\\0ade" in str(refused.value)
+
+
 @pytest.mark.parametrize("digits", [400, 5000])
 def test_a_number_of_absurd_length_is_a_bad_frame_one_way_or_the_other(digits: int) -> None:
     with pytest.raises(BadFrame):

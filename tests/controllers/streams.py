@@ -36,17 +36,20 @@ def polled(controller: Any, channel: str, answer: Any, market: str = "BTC-KRW") 
     return told(controller.parse_poll(channel, market, body.encode(), 0))
 
 
-def hold_to_any_streams(cls: type[Controller], exchange: str) -> None:
+def hold_to_any_streams(
+    cls: type[Controller], exchange: str, *markets: str, file: str = "frames", examples: int = 100
+) -> None:
     """Check the property: whatever comes on any channel, every frame ends in one outcome and finds no bug of ours."""
     pytest.importorskip("hypothesis", reason="property tests need requirements-dev.txt")
-    from hypothesis import given
+    from hypothesis import given, settings
     from hypothesis import strategies as st
 
-    @given(st.lists(anything([case.frame for case in cases(exchange)]), max_size=6))
+    @settings(max_examples=examples)
+    @given(st.lists(anything([case.frame for case in cases(exchange, file)]), max_size=6))
     def check(frames: list[bytes]) -> None:
         clock, log = FakeClock(), HeardLog()
         setup = dataclasses.replace(make_setup(clock=clock, log=log), channels=CHANNELS)
-        controller = cls(("BTC-KRW", "ETH-KRW"), setup)
+        controller = cls(markets or ("BTC-KRW", "ETH-KRW"), setup)
         stored = Stored(setup.intake)
         controller.anchor()
         for frame in frames:

@@ -1,3 +1,4 @@
+import time
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -111,6 +112,7 @@ def test_a_market_is_swapped_both_ways() -> None:
         (b"[1,2]", lambda answer: len(*answer)),
         (b"[[1,2,3]]", dict),
         (b"5", lambda answer: answer.upper()),
+        (b"1" + b"0" * 30, lambda answer: time.gmtime(int(answer))),
     ],
 )
 def test_an_answer_of_another_shape_is_a_bad_frame(body: bytes, read: Callable[[Any], object]) -> None:

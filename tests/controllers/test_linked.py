@@ -188,6 +188,21 @@ def test_a_complete_book_that_the_changes_did_not_lead_to_breaks_the_link(stage:
     assert [epoch.frames for epoch in scene.stored.epochs.values()] == [2, 2]
 
 
+def test_the_rows_of_two_epochs_in_one_frame_are_all_counted(stage: Build) -> None:
+    """The mutation that must make this fail: count rows by the feed's epoch in `Controller._account`."""
+    scene = stage()
+
+    def steps() -> Steps:
+        yield says(scene, whole(5))
+        yield says(scene, change(6, {"9": "1"}), whole(1, {"10": "2"}))
+
+    scene.play(steps())
+    assert [len(epoch.rows) for epoch in scene.stored.epochs.values()] == [2, 1]
+    of = {"exchange": "venue", "market": BTC, "channel": "orderbook"}
+    told = [counted(scene.setup, "records_total", **of, outcome=outcome) for outcome in ("received", "duplicate")]
+    assert told == [3, 0]
+
+
 def test_a_frame_that_breaks_in_its_middle_counts_as_a_whole(stage: Build) -> None:
     scene = stage(Linked, BTC, ETH)
 
@@ -327,6 +342,23 @@ def test_a_rest_book_older_than_the_stream_is_asked_for_again(stage: Build) -> N
     assert len(scene.rest.asked) == 2
     assert [row.sequence for row in scene.stored.only.rows] == [9, 10, 11]
     assert not scene.log.of("snapshot_failed")
+
+
+@pytest.mark.parametrize("number", [-1, 1 << 62])
+def test_a_rest_book_whose_number_no_store_holds_is_asked_for_again(stage: Build, number: int) -> None:
+    """The mutation that must make this fail: leave `_check_sequence` out of `HeardBook.join`."""
+    scene = stage(Joined)
+    scene.rest.answers += [{"u": u, "bids": {"10": "1"}, "asks": {}} for u in (number, 3)]
+
+    def steps() -> Steps:
+        for _ in range(12):
+            yield says(scene, after=1)
+            answered(scene)
+
+    scene.play(steps())
+    assert [row.sequence for row in scene.stored.only.rows] == [3]
+    (failed,) = scene.log.of("snapshot_failed")
+    assert "out of range" in str(failed["error"])
 
 
 def test_a_quiet_market_gets_its_book_without_waiting_for_a_change(stage: Build) -> None:

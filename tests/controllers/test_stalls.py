@@ -1,6 +1,7 @@
 """Stalls: what a feed has taught of itself, markets that never spoke, comparisons that can't be had, fresh books."""
 
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -262,14 +263,17 @@ def test_a_connection_on_which_nothing_comes_is_made_anew_without_asking_later_e
 
 def test_a_comparison_of_what_was_never_heard_is_void_when_its_book_comes_meanwhile(stage: Build) -> None:
     scene = stage(Played, "BTC-KRW", "LATE-KRW")
+    gate = scene.rest.gate = threading.Event()
 
     def steps() -> Steps:
         for number in range(12):
             scene.rest.answers.clear()
             scene.rest.answers.extend([BOOK])
             yield scene.frame({**BOOK, "bids": {"10": number + 1}}, after=0.99 if number == 11 else 1)
-        scene.probed()
+        assert any(thread.name.endswith("/probe") for thread in threading.enumerate()), "it is asked about"
         yield scene.frame({**BOOK, "market": "LATE-KRW"}, after=0)
+        gate.set()
+        scene.probed()
         yield scene.frame({**BOOK, "bids": {"10": 99}}, after=1)
 
     scene.play(steps())

@@ -234,6 +234,26 @@ def test_a_closed_candle_is_not_opened_again_but_may_be_corrected() -> None:
     assert [(row.close, row.closed) for row in stream(made, CANDLES)] == [("10", True), ("12", True)]
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        trade(1, size="-0"),
+        trade(1, venue_us=1 << 62),
+        Ticker(BTC, "10", None, None, "-0.0", NOON_US),
+        Ticker(BTC, "10", None, None, "1", -32_400_000_000),
+        Ticker(BTC, "10", None, None, "1", 1 << 63),
+        Candle(BTC, 60, NOON_US, "10", "11", "9", "10", "-0"),
+        Candle(BTC, 60, NOON_US, "10", "11", "-9", "10", "1"),
+        Candle(BTC, 60, -MINUTE_US, "10", "11", "9", "10", "1"),
+    ],
+)
+def test_what_no_row_may_hold_is_rejected_on_any_channel(message: Message) -> None:
+    made = stage()
+    made.hear(message)
+    assert not made.stored.epochs
+    assert [kept.market for kept in made.stored.rejected] == [BTC]
+
+
 # --- polled -----------------------------------------------------------------------------------------------------------
 
 

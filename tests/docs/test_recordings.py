@@ -1,4 +1,4 @@
-"""docs/recordings.md names every recorded file of the five exchanges, and only tests that read recordings."""
+"""docs/recordings.md names every recorded file of every exchange, and only tests that read recordings."""
 
 import re
 from pathlib import Path
@@ -14,6 +14,11 @@ EXCHANGES = {
     "korbit": "Korbit (Digital X)",
     "gopax": "GOPAX",
     "binance": "Binance",
+    "bybit": "Bybit",
+    "okx": "OKX",
+    "kraken": "Kraken",
+    "kucoin": "KuCoin",
+    "coinbase": "Coinbase",
 }
 PAGE = (ROOT / "docs" / "recordings.md").read_text(encoding="utf-8")
 

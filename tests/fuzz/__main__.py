@@ -19,11 +19,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from controllers import controller_class
 from tests.conftest import ROOT
 from tests.fuzz import settings, spool, venues
 from tests.fuzz.breach import Breach, Violation
 from tests.fuzz.guard import CPU_S_MAX, Guard
+from tests.fuzz.supply import classes
 from tests.fuzz.venues import OUTCOMES, SESSION
 
 # What is fuzzed beside the exchanges, and the limit on one piece of it.
@@ -37,9 +37,10 @@ Run = Callable[[Guard, Callable[[int], object]], Counter[str]]
 
 def main(
     venue: Annotated[
-        list[str] | None, typer.Option(help=f"Only this exchange, or {', '.join(OTHERS)}; may be given again.")
+        list[str] | None,
+        typer.Option(help=f"Only this exchange, or class of one, or {', '.join(OTHERS)}; may be given again."),
     ] = None,
-    frames: Annotated[int, typer.Option(min=1, help="Spoiled messages for each exchange and transport.")] = 1_000_000,
+    frames: Annotated[int, typer.Option(min=1, help="Spoiled messages for each class of an exchange.")] = 1_000_000,
     mutations: Annotated[int, typer.Option(min=1, help="Spoiled settings.")] = 50_000,
     spools: Annotated[int, typer.Option(min=1, help="Spoiled spools.")] = 20_000,
     seed: Annotated[int | None, typer.Option(help="The first seed; without it another one every time.")] = None,
@@ -51,27 +52,31 @@ def main(
     runs = _runs(frames, first, wire if wire.is_dir() else None)
     runs["settings"] = _in_a_folder(settings.fuzz, mutations, first)
     runs["spool"] = _in_a_folder(spool.fuzz, spools, first)
-    unknown = set(venue or ()) - {name.partition("/")[0] for name in runs}
+    unknown = [wanted for wanted in venue or () if not any(_is_of(name, wanted) for name in runs)]
     if unknown:
-        raise typer.BadParameter(f"{', '.join(sorted(unknown))}: allowed are {', '.join(sorted(runs))}")
+        raise typer.BadParameter(f"{', '.join(unknown)}: allowed are {', '.join(sorted(runs))}")
     found = False
     table = Table(box=None, pad_edge=False)
     for column in ("", "spoiled", *FIGURES, "per second", "slowest ms"):
         table.add_column(column, justify="left" if not column else "right")
     for name, run in runs.items():
-        if not venue or name.partition("/")[0] in venue:
+        if not venue or any(_is_of(name, wanted) for wanted in venue):
             found = not _row(table, name, run) or found
     print(flush=True)
     Console(width=150).print(table)
     raise typer.Exit(1 if found else 0)
 
 
+def _is_of(name: str, wanted: str) -> bool:
+    return name == wanted or name.partition("/")[0] == wanted
+
+
 def _runs(frames: int, seed: int, wire: Path | None) -> dict[str, Run]:
-    def of_venue(exchange: str, transport: str) -> Run:
-        cls = controller_class(exchange, transport)
+    def of_class(name: str) -> Run:
+        cls = classes()[name]
         return lambda guard, progress: venues.fuzz(cls, frames, seed, wire=wire, guard=guard, progress=progress)
 
-    return {"/".join(target): of_venue(*target) for target in venues.targets()}
+    return {name: of_class(name) for name in venues.targets()}
 
 
 def _in_a_folder(fuzz: Callable[..., Counter[str]], count: int, seed: int) -> Run:
@@ -102,7 +107,7 @@ def _row(table: Table, name: str, run: Run) -> bool:
         return False
     except Violation as violation:
         count = "--mutations 1 --spools 1" if name in OTHERS else f"--frames {SESSION}"
-        again = f"--venue {name.partition('/')[0]} --seed {violation.seed} {count}"
+        again = f"--venue {name} --seed {violation.seed} {count}"
         print(f"\n{violation}\nagain: make fuzz ARGS='{again}'\n", flush=True)
         table.add_row(name, "see above")
         return False

@@ -1,10 +1,12 @@
 """Good messages of an exchange: what its simulated twin sends, what was recorded, what was made by hand.
 
 The simulator is asked as a client would ask, without a socket and with a clock of its own, so that the same messages
-come every time. Of each of its books it tells what it means; that is the truth a good message is held to.
+come every time. Of each of its messages it tells what it means; that is the truth a good message is held to.
 """
 
 import asyncio
+import functools
+import importlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -15,6 +17,8 @@ from unittest import mock
 
 from aiohttp.test_utils import make_mocked_request
 
+from collector.records import CHANNELS, ORDERBOOK
+from controllers import venues
 from controllers.base import Controller
 from controllers.rest import RESTController
 from controllers.websocket import WSController
@@ -23,27 +27,74 @@ from simulator.connection import Connection, Message, Subscription
 from simulator.faults import Faults
 from simulator.front import venue_class
 from simulator.ledger import Ledger
-from simulator.markets import Level
+from simulator.markets import Character, Level
+from simulator.tape import Row
 from simulator.venue import Timing, Venue
-from tests.controllers.venue import DATA, make, recorded
+from tests.controllers.streams import hearing
+from tests.controllers.venue import DATA, recorded
 from tests.fakes import NOON_US
 from tests.fuzz.mutate import Material
 
-MARKETS = ("BTC-KRW", "ETH-KRW")
-STEPS = 120
+# The two markets that a session hears; those of recorded messages where there is a choice.
+MARKETS = {
+    "binance/websocket": ("BTC-USDT", "ETH-USDT"),
+    "binance/websocket/usdm": ("BTC-USDT:USDT", "ETH-USDT:USDT-261225"),
+    "binance/websocket/usdm_market": ("BTC-USDT:USDT", "ETH-USDT:USDT-261225"),
+    "bybit/websocket": ("BTC-USDT", "ETH-USDT"),
+    "bybit/websocket/linear": ("BTC-USDT:USDT", "ETH-USDC:USDC"),
+    "bybit/websocket/inverse": ("BTC-USD:BTC", "ETH-USD:ETH-261225"),
+    "coinbase/rest": ("BTC-USD", "ETH-USD"),
+    "coinbase/websocket": ("BTC-USD", "ETH-USDC"),
+    "kraken/websocket": ("BTC-USD", "ETH-USD"),
+    "kucoin/websocket": ("BTC-USDT", "ETH-USDT"),
+    "okx/websocket": ("BTC-USDT", "BTC-USD:BTC-261225-100000-C"),
+    "okx/websocket/business": ("BTC-USDT", "BTC-USDT:USDT"),
+}
+KOREAN = ("BTC-KRW", "ETH-KRW")
+STEPS, POLLS = 60, 10
+STEP_US = 1_000_000
 RECORDED_MAX = 200  # of one kind, evenly chosen
+LARGEST = 32 << 10  # bytes of a recorded one: spoiling a list of two megabytes takes as long as hearing for minutes
 DEPTHS = (40, 6)  # levels a side at most; most sessions have the shorter books, which are quicker
 
 Side = dict[Decimal, Decimal]
+Books = tuple[Side, Side]
+
+
+def classes() -> dict[str, type[Controller]]:
+    """Return the classes of all exchanges, found by name: `binance/websocket/usdm` and the like."""
+    found: dict[str, type[Controller]] = {}
+    for exchange in venues():
+        module = importlib.import_module(f"controllers.{exchange}")
+        for thing in vars(module).values():
+            if isinstance(thing, type) and issubclass(thing, Controller) and vars(thing).get("exchange") == exchange:
+                found[name_of(thing)] = thing
+    return found
+
+
+def name_of(cls: type[Controller]) -> str:
+    """Return the name of a class: its exchange, its transport, and its product where it has one."""
+    return "/".join(part for part in (cls.exchange, cls.transport, cls.product) if part)
+
+
+def markets_of(cls: type[Controller]) -> tuple[str, ...]:
+    """Return the markets that are heard."""
+    return MARKETS.get(name_of(cls), KOREAN)
 
 
 @dataclass(frozen=True, slots=True)
 class Good:
-    """A message as it was sent; `book` holds bids and asks where it is a complete book of a market."""
+    """A message as it was sent. `book` holds bids and asks as they are after it, where it is the last of its step.
+
+    Of a control message `market` is None. `rows` are its trades, tickers or candles.
+    """
 
     material: Material
     market: str | None = None
-    book: tuple[Side, Side] | None = None
+    channel: str = ORDERBOOK
+    complete: bool = False  # a whole book
+    book: Books | None = None
+    rows: tuple[Row, ...] = ()
 
     @property
     def frame(self) -> bytes:
@@ -53,31 +104,38 @@ class Good:
 
 @dataclass(frozen=True, slots=True)
 class Play:
-    """What a subscriber hears: what comes first, at any step, and what follows each step."""
+    """What a subscriber hears: what comes first, at any step, and what follows each step.
+
+    `snapshots` are the books over REST, by market, where the stream continues one.
+    """
 
     openings: list[list[Good]]
     updates: list[list[Good]]
+    snapshots: list[dict[str, Good]]
 
 
-@dataclass(frozen=True, slots=True)
 class Supply:
-    """All good messages of one controller class."""
+    """All good messages of one controller class; without *wire* the recorded ones are left out."""
 
-    plays: list[Play]
-    others: list[list[Material]]  # made by hand, and recorded: only to be spoiled
-    answers: list[Material]  # to REST calls
+    def __init__(self, cls: type[Controller], wire: Path | None) -> None:
+        self._cls = cls
+        polled = issubclass(cls, RESTController)
+        others = [_by_hand(path) for path in sorted((DATA / cls.exchange).glob("*.ndjson"))]
+        self.answers = [Material(body) for body in _answers(cls)]  # to REST calls
+        if wire is not None:
+            others.append(_recorded(wire, cls.exchange, "rest" if polled else "ws"))
+            self.answers += _recorded(wire, cls.exchange, "rest")
+        self.others = [group for group in others if group]  # made by hand, and recorded: only to be spoiled
 
+    @functools.cached_property
+    def deep(self) -> Play:
+        """What is heard with many levels a side."""
+        return _play(self._cls, DEPTHS[0])
 
-def supply(cls: type[Controller], wire: Path | None) -> Supply:
-    """Gather the good messages of a controller's exchange; without *wire* the recorded ones are left out."""
-    plays = [_play(cls, depth) for depth in DEPTHS]
-    polled = issubclass(cls, RESTController)
-    others = [_by_hand(cls, "polls" if polled else "frames")]
-    answers = [Material(body) for body in _answers(cls)]
-    if wire is not None:
-        others.append(_recorded(wire, cls.exchange, "rest" if polled else "ws"))
-        answers += _recorded(wire, cls.exchange, "rest")
-    return Supply(plays, [group for group in others if group], answers)
+    @functools.cached_property
+    def shallow(self) -> Play:
+        """What is heard with few levels a side."""
+        return _play(self._cls, DEPTHS[1])
 
 
 # --- the simulated exchange -------------------------------------------------------------------------------------------
@@ -107,7 +165,7 @@ class _Ear(Connection):
     def take(self) -> list[Good]:
         """Return what was said since the last time."""
         heard, self.heard = self.heard, []
-        return [_good(message, said.market if said else None) for said, message in heard]
+        return [_good(message, said) for said, message in heard]
 
 
 def _play(cls: type[Controller], depth: int) -> Play:
@@ -117,36 +175,44 @@ def _play(cls: type[Controller], depth: int) -> Play:
 
 
 async def _heard(cls: type[Controller], depth: int, time: _Time) -> Play:
-    venue = _venue(cls.exchange, depth)
-    controller = make(cls, *MARKETS)
-    play = Play([], [])
+    venue = _venue(cls, depth)
+    controller = hearing(cls, *markets_of(cls))
+    play = Play([], [], [])
     ear: _Ear | None = None
-    for _ in range(STEPS):
+    for _ in range(STEPS if isinstance(controller, WSController) else POLLS):
         if isinstance(controller, WSController):
             play.openings.append((await _subscribed(venue, controller)).take())
             if ear is None:
                 ear = await _subscribed(venue, controller)
                 ear.take()
                 venue.connections.add(ear)
+            play.snapshots.append(_snapshots(venue, controller))
             _step(venue, time)
-            play.updates.append(ear.take())
-        else:
-            play.openings.append(_polled(venue, controller))
+            play.updates.append(_with_books(venue, controller, ear.take()))
+        elif isinstance(controller, RESTController):
+            play.openings.append(_polled(venue, controller, time.now_us))
             _step(venue, time)
-            play.updates.append(_polled(venue, controller))
+            play.updates.append(_polled(venue, controller, time.now_us))
     return play
 
 
-def _venue(exchange: str, depth: int) -> Venue:
-    found = venue_class(exchange)
-    assert found is not None, f"there is no simulated {exchange}"
-    character = replace(found.character, depth=min(depth, found.character.depth))
-    found = type(found.__name__, (found,), {"character": character})
-    return found(Faults(), MARKETS, 1, Timing(rest_limits=False), None)
+def _venue(cls: type[Controller], depth: int) -> Venue:
+    found = venue_class(cls.exchange)
+    assert found is not None, f"there is no simulated {cls.exchange}"
+    of = found.character_of
+
+    def character_of(self: Venue, market: str) -> Character:
+        character = of(self, market)
+        return replace(character, depth=min(depth, character.depth))
+
+    found = type(found.__name__, (found,), {"character_of": character_of})
+    return found(Faults(), markets_of(cls), 1, Timing(rest_limits=False), None)
 
 
 async def _subscribed(venue: Venue, controller: WSController) -> _Ear:
-    ear = _Ear(venue, Ledger(), venue.faults, None, socket=mock.sentinel.socket)
+    product = venue.products.get(controller.product) if controller.product else None
+    path = f"/{venue.name}/{product[0] if product else venue.socket_path}".rstrip("/")
+    ear = _Ear(venue, Ledger(), venue.faults, None, socket=mock.sentinel.socket, path=path)
     ear.heard = []
     await venue.greet(ear)
     for text in controller.subscribe_messages(controller.markets):
@@ -155,28 +221,57 @@ async def _subscribed(venue: Venue, controller: WSController) -> _Ear:
 
 
 def _step(venue: Venue, time: _Time) -> None:
-    time.now_us += 100_000
+    time.now_us += STEP_US
     for market in venue.markets.values():
         venue.advance(market)
 
 
-def _polled(venue: Venue, controller: Controller) -> list[Good]:
-    assert isinstance(controller, RESTController)
-    return [_asked(venue, controller.request_path(market), market) for market in MARKETS]
+def _with_books(venue: Venue, controller: Controller, goods: list[Good]) -> list[Good]:
+    # The book of a market as it is after a step is that after its last message.
+    last = {good.market: at for at, good in enumerate(goods) if good.market and good.channel == ORDERBOOK}
+    for market, at in last.items():
+        if market is not None and goods[at].book is None:
+            book = venue.shown(market)
+            if controller.depth is not None:
+                book = book.top(controller.depth)
+            goods[at] = replace(goods[at], book=(_side(book.bids), _side(book.asks)))
+    return goods
 
 
-def _asked(venue: Venue, path: str, market: str | None = None) -> Good:
+def _snapshots(venue: Venue, controller: WSController) -> dict[str, Good]:
+    if ORDERBOOK not in controller.channels:
+        return {}
+    paths = {market: controller.snapshot_path(market) for market in controller.markets}
+    return {market: _asked(venue, controller, path, market) for market, path in paths.items() if path is not None}
+
+
+def _polled(venue: Venue, controller: RESTController, now_us: int) -> list[Good]:
+    return [
+        _asked(venue, controller, controller.poll_path(channel, market, now_us), market, channel)
+        for market, channel in controller.feeds
+    ]
+
+
+def _asked(
+    venue: Venue, controller: Controller, path: str, market: str | None = None, channel: str = ORDERBOOK
+) -> Good:
+    base = venue.products[controller.product][1] if controller.product in venue.products else ""
+    path = f"/{base}{path}" if base else path
     reply = venue.rest(make_mocked_request("GET", path), path.strip("/").partition("?")[0])
+    body = reply.body.encode() if isinstance(reply.body, str) else reply.body
     meaning = reply.books.get(market or "")
     if meaning is None:
-        return _good(Message(reply.body, "control"), None)
-    return _good(replace(meaning, data=reply.body), market)
+        return Good(Material(body), market, channel)
+    book = (_side(meaning.bids), _side(meaning.asks)) if meaning.what == "book" else None
+    return Good(Material(body), market, channel, book is not None, book, meaning.rows)
 
 
-def _good(message: Message, market: str | None) -> Good:
+def _good(message: Message, said: Subscription | None) -> Good:
     frame = message.data.encode() if isinstance(message.data, str) else message.data
+    if said is None or said.channel not in CHANNELS:
+        return Good(Material(frame))
     book = (_side(message.bids), _side(message.asks)) if message.what == "book" else None
-    return Good(Material(frame), market, book)
+    return Good(Material(frame), said.market, said.channel, book is not None, book, message.rows)
 
 
 def _side(levels: Iterable[Level]) -> Side:
@@ -184,15 +279,17 @@ def _side(levels: Iterable[Level]) -> Side:
 
 
 def _answers(cls: type[Controller]) -> Iterator[bytes]:
-    controller = make(cls)
+    controller = hearing(cls, *markets_of(cls))
     time = _Time()
     with mock.patch.object(simulated, "time", time):
-        venue = _venue(cls.exchange, DEPTHS[-1])
-        paths = [cls.listing_path]
-        if isinstance(controller, WSController) and (path := controller.probe_path("BTC-KRW")):
-            paths.append(path)
-        for _ in range(10):
-            yield from (_asked(venue, path).frame for path in paths)
+        venue = _venue(cls, DEPTHS[-1])
+        paths: list[str | None] = [cls.listing_path]
+        for market in controller.markets:
+            paths += [controller.snapshot_path(market), controller.unit_path(market)]
+            if isinstance(controller, WSController):
+                paths.append(controller.probe_path(market))
+        for _ in range(5):
+            yield from (_asked(venue, controller, path).frame for path in paths if path is not None)
             _step(venue, time)
 
 
@@ -200,11 +297,9 @@ def _answers(cls: type[Controller]) -> Iterator[bytes]:
 
 
 def _recorded(wire: Path, exchange: str, kind: str) -> list[Material]:
-    found = [Material(line.data.encode()) for line in recorded(wire, exchange, kind)]
+    found = [Material(frame) for line in recorded(wire, exchange, kind) if len(frame := line.data.encode()) <= LARGEST]
     return found[:: max(1, len(found) // RECORDED_MAX)]
 
 
-def _by_hand(cls: type[Controller], file: str) -> list[Material]:
-    path = DATA / cls.exchange / f"{file}.ndjson"
-    lines = path.read_text("utf-8").splitlines() if path.is_file() else []
-    return [Material(json.loads(line)["frame"].encode()) for line in lines]
+def _by_hand(path: Path) -> list[Material]:
+    return [Material(json.loads(line)["frame"].encode()) for line in path.read_text("utf-8").splitlines()]
