@@ -680,6 +680,7 @@ class Controller(Worker):
                 "lag_s": None if feed.lag_us is None else feed.lag_us / 1e6,
                 "bid": _text(feed.best[0]),
                 "ask": _text(feed.best[1]),
+                "last": _text(feed.last),
                 "generation": self.generation,
             }
             for feed in self.feeds.values()

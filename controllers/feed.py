@@ -115,6 +115,11 @@ class HeardFeed:
         """The best bid and ask that are known; any thread may ask."""
         return None, None
 
+    @property
+    def last(self) -> Decimal | None:
+        """The last price that is known; any thread may ask."""
+        return None
+
     def confirm(self, at_us: int) -> None:
         """Count one data frame."""
         self.frames += 1

@@ -101,6 +101,12 @@ class HeardTrades(HeardStream):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self._known: dict[str, None] = {}  # ids, the oldest first
+        self._price: Number | None = None
+
+    @property
+    def last(self) -> Decimal | None:
+        """The price of the trade that was heard last."""
+        return None if self._price is None else to_decimal(self._price)
 
     def unsaid(self, row: Record | None = None) -> None:
         """Take back that a trade was told; see `HeardFeed.unsaid`."""
@@ -125,6 +131,7 @@ class HeardTrades(HeardStream):
         self._amount(message.price, what="price")
         self._amount(message.size, what="size")
         self._known[known] = None
+        self._price = message.price
         if len(self._known) > TRADES_KNOWN:
             del self._known[next(iter(self._known))]
         return [message]
@@ -150,6 +157,12 @@ class HeardTicker(HeardStream):
         """The best bid and ask of the last one."""
         _, bid, ask, _ = self._last
         return (None if bid is None else to_decimal(bid)), (None if ask is None else to_decimal(ask))
+
+    @property
+    def last(self) -> Decimal | None:
+        """The last price that it told."""
+        price = self._last[0]
+        return None if price is None else to_decimal(price)
 
     def forget(self) -> None:
         """Forget the last one: what it says is told again in the next epoch."""

@@ -831,6 +831,7 @@ def test_the_state_of_each_feed_can_be_read() -> None:
     assert first == {
         "exchange": "venue", "market": "BTC-KRW", "channel": "orderbook", "transport": "websocket", "state": "live",
         "detail": "", "frames": 1, "gaps": 0, "age_s": 2.0, "lag_s": 0.1, "bid": "15", "ask": "16", "generation": 1,
+        "last": None,
     }  # fmt: skip
     assert (second["state"], second["detail"], second["age_s"], second["bid"]) == (
         "refused", "no such market", None, None,

@@ -82,6 +82,19 @@ def test_each_channel_has_an_epoch_of_its_own() -> None:
     assert made.counts["stored"] == 2
 
 
+def test_the_last_price_is_told_to_whoever_looks_on() -> None:
+    made = stage()
+    made.hear(book())
+    made.hear(trade(1), Ticker(BTC, "10", "9", "11"))
+    shown = {row["channel"]: (row["last"], row["bid"], row["ask"]) for row in made.controller.status()}
+    assert shown == {
+        ORDERBOOK: (None, "10", "11"),
+        TRADES: ("10.50", None, None),
+        TICKER: ("10", "9", "11"),
+        CANDLES: (None, None, None),
+    }
+
+
 def test_a_channel_that_was_not_asked_for_is_rejected() -> None:
     made = stage(Streams, ORDERBOOK)
     made.hear(trade(1))
