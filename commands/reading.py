@@ -159,7 +159,9 @@ def coverage(
 def print_coverage(feeds: Sequence[FeedCoverage]) -> None:
     """Print a row for every feed; where all are of order books nobody needs to be told."""
     named = any(feed.channel != ORDERBOOK for feed in feeds)
-    table = Table("exchange", "market", *(["channel"] if named else []), box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    for name in ("exchange", "market", *(["channel"] if named else [])):
+        table.add_column(name, no_wrap=True)  # a feed that nobody can tell apart is worse than a line more
     usual = ("DATA", "QUIET", "GAP")
     states = [state for state in STATES if state in usual or any(feed.us(state) for feed in feeds)]
     for name in (*(state.lower() for state in states), "gaps", "longest gap"):

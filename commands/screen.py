@@ -3,9 +3,15 @@
 Answers go to `out`, so that `> file` and pipes carry nothing else; mistakes, receipts and progress go to `err`.
 """
 
+import os
+
 from rich.console import Console
 
+WIDTH = 200  # of what goes into a pipe or a file, where nothing needs to fit a screen
+
 out = Console()
+if not out.is_terminal and "COLUMNS" not in os.environ:
+    out = Console(width=WIDTH)
 err = Console(stderr=True, soft_wrap=True, highlight=False)
 
 
