@@ -90,7 +90,8 @@ class Live:
 
     def lines(self, **wanted: Any) -> list[dict[str, Any]]:
         """Return the lines of the simulator's ledger that have these values."""
-        lines = [json.loads(line) for line in self.ledger.read_text().splitlines()]
+        written = self.ledger.read_text()  # the simulator may be in the middle of a line
+        lines = [json.loads(line) for line in written[: written.rfind("\n") + 1].splitlines()]
         return [line for line in lines if all(line.get(key) == value for key, value in wanted.items())]
 
     def sent(self, market: str, subscription: int) -> list[dict[str, Any]]:
