@@ -333,7 +333,8 @@ class _JudgedTape(_JudgedFeed):
         return follow(stream, epoch, self._ledger, self._told)
 
     def _opened_us(self, epoch: Epoch, stream: Stream, track: Track, ahead_us: int) -> int:
-        return epoch.opened_us - ahead_us  # it may have opened before its first message
+        # It may have opened before its first message, but not before its subscription, however long that one took.
+        return max(epoch.opened_us - ahead_us, stream.from_us)
 
     def _must_be_outside(self, stream: Stream, message: Sent) -> bool:
         if not message.withheld and self._told.holds(message, self._ledger):
