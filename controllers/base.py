@@ -281,6 +281,15 @@ class Controller(Worker):
             self.log.exception("parse_failed", error=repr(error))
             self._reject(frame, at_us, BadFrame(repr(error)))
             return []
+        broken: dict[HeardFeed, None] = {}
+        asks = self._take_all(frame, messages, at_us, broken)
+        for feed in broken:  # the connection may fail by it, so not before the frame is accounted for
+            self.resync(feed, at_us)
+        return asks
+
+    def _take_all(
+        self, frame: bytes, messages: Iterable[Message], at_us: int, broken: dict[HeardFeed, None]
+    ) -> list[Message]:
         asks: list[Message] = []
         records: list[Record] = []
         heard: dict[HeardFeed, int] = {}  # how many messages of each
@@ -305,6 +314,7 @@ class Controller(Worker):
             except BookBroken as error:
                 dropped = True
                 heard.pop(feed, None)
+                broken[feed] = None
                 self._broken(feed, message, error, at_us, records)
             except BadFrame as error:
                 heard.setdefault(feed, 0)
@@ -339,9 +349,8 @@ class Controller(Worker):
             self.end_epoch(feed, error.reason)
         records[:] = [record for record in records if getattr(record, "epoch", 0) != epoch]
         feed.forget()
-        self.resync(feed, at_us)
-        if isinstance(message, BookChange):
-            feed.take(message, at_us, self._offset_us, [])  # the first of those that a complete book may continue with
+        if self.joins_snapshots:
+            feed.take(message, at_us, self._offset_us, [])  # the first of those that continue a complete book
 
     def resync(self, feed: HeardFeed, at_us: int) -> None:
         """Do what brings the complete book of one market anew; `ConnectionLost` where only a new connection does.
@@ -415,12 +424,12 @@ class Controller(Worker):
         # Without a market nobody knows whose data it was: every feed of the connection stops being covered. A frame is
         # rejected as a whole, so an epoch that its first half would have opened does not come into being.
         self._rejected += 1
+        owners = {feed.epoch: feed for feed in self.feeds.values()}
         for record in records:
             if type(record) is EpochOpened:
                 self.feeds[record.market, record.channel].lost("rejected", at_us)
             elif isinstance(record, StreamRow):
-                for feed in self.feeds.values():
-                    feed.unsaid(record)
+                owners[record.epoch].unsaid(record)
         hits = list(self.feeds.values() if feeds is None else feeds)
         market = hits[0].market if len(hits) == 1 else None
         self.log.warning("rejected", reason=str(error), kind=type(error).__name__, market=market)

@@ -4,6 +4,7 @@ An epoch opens, counts what was heard without a break, and ends with a reason; b
 covered. What its messages are is in `book_feed` and `stream_feed`.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal
@@ -37,7 +38,7 @@ class FeedFacts:
         return self.changes_only and not self.verdict
 
 
-class HeardFeed:
+class HeardFeed(ABC):
     """The state of one feed; used by its controller's thread.
 
     Times named `..._at_us` are monotonic; `epoch` is 0 while the feed is not covered.
@@ -84,6 +85,7 @@ class HeardFeed:
 
     # --- messages -----------------------------------------------------------------------------------------------------
 
+    @abstractmethod
     def take(self, message: Datum, at_us: int, offset_us: int, records: list[Record]) -> bool:
         """Take one message received at `at_us` and add the records it makes; none where it changes nothing.
 
@@ -91,24 +93,23 @@ class HeardFeed:
         not known. Raises `BadFrame`, after which the feed must `forget`; the records added until then tell whether it
         opened an epoch. Raises `BookBroken` for a book that is not the exchange's any more.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def forget(self) -> None:
         """Forget what messages are compared with: the next epoch begins with something complete."""
-        raise NotImplementedError
 
-    def unsaid(self, row: Record | None = None) -> None:
+    def unsaid(self, row: Record | None = None) -> None:  # noqa: B027 - only streams have something to take back
         """Take back that a row was told, since it did not get to the store; None: any may not have.
 
         What is compared with it must not pass for a repeat. Books have their epochs for that.
         """
 
+    @abstractmethod
     def reopen(self, at_us: int, offset_us: int) -> list[Record]:
         """Open another epoch as things are, where the connection goes on and only the record of it broke off.
 
         Nothing of it is confirmed before the next message, or the next comparison. Returns nothing if nothing is known.
         """
-        raise NotImplementedError
 
     @property
     def best(self) -> tuple[Decimal | None, Decimal | None]:

@@ -6,6 +6,7 @@ What is repeated, as after subscribing anew, makes no row.
 
 import dataclasses
 import hashlib
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator
 from decimal import Decimal
 from typing import Any
@@ -76,12 +77,13 @@ class HeardStream(HeardFeed):
             opened: EpochOpened = self._open(at_us, offset_us)
             records.append(opened)
 
+    @abstractmethod
     def _rows(self, message: Datum) -> list[Any]:
         """Return the messages that a message makes rows of: itself, nothing where it is known, or others before it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _row(self, message: Any, received_us: int) -> StreamRow:
-        raise NotImplementedError
+        """Return the row of one of them."""
 
     def _amount(self, token: Number, *, what: str, zero: bool = False) -> str:
         value = to_decimal(token)

@@ -218,6 +218,41 @@ def test_a_frame_that_breaks_in_its_middle_counts_as_a_whole(stage: Build) -> No
     assert sums(scene, 3)["dropped"] == 1
 
 
+def test_a_connection_that_fails_while_a_book_is_asked_for_leaves_no_frame_unaccounted_for(stage: Build) -> None:
+    """The mutation that must make this fail: call `resync` in `Controller._broken`, before the account of the frame."""
+    scene = stage(Linked, BTC, ETH)
+
+    def steps() -> Steps:
+        assert scene.connection is not None
+        yield says(scene, whole(5), whole(1, market=ETH))
+        scene.connection.send_text = lost  # type: ignore[method-assign]
+        yield says(scene, change(2, {"9": "1"}, market=ETH), change(7, {"9": "1"}))
+
+    def lost(text: str) -> None:
+        raise ConnectionLost("it is gone")
+
+    with pytest.raises(ConnectionLost, match="it is gone"):
+        scene.play(steps())
+    (btc,), (eth,) = scene.stored.of(BTC), scene.stored.of(ETH)
+    assert (btc.reason, btc.frames) == ("sequence", 1)
+    assert (eth.reason, eth.frames, len(eth.rows)) == ("disconnect", 2, 2)
+    assert sums(scene, 2)["stored"] == 2
+
+
+def test_a_change_that_breaks_a_book_is_one_dropped_record(stage: Build) -> None:
+    """The mutation that must make this fail: hold the change back in `Controller._broken` whatever the exchange."""
+    scene = stage()
+
+    def steps() -> Steps:
+        yield says(scene, whole(5))
+        yield says(scene, change(7, {"9": "1"}))
+
+    scene.play(steps())
+    labels = {"exchange": "venue", "market": BTC, "channel": "orderbook"}
+    assert counted(scene.setup, "records_total", outcome="dropped", **labels) == 1
+    assert counted(scene.setup, "records_total", outcome="received", **labels) == 2
+
+
 def test_a_book_that_keeps_breaking_is_asked_for_later_every_time(stage: Build) -> None:
     """The mutation that must make this fail: `feed.breaks = 1` in `WSController.resync`."""
     scene = stage()

@@ -7,9 +7,10 @@ import pytest
 
 import controllers
 from collector.errors import ConfigError
-from controllers import Controller, controller_class, known, venues
+from controllers import Controller, classes, controller_class, known, venues
 from controllers.gopax import Gopax
 from tests.controllers.venue import DATA
+from tests.fakes import make_setup
 
 NAMES = ["binance", "bithumb", "bybit", "coinbase", "coinone", "gopax", "korbit", "kraken", "kucoin", "okx", "upbit"]
 BOTH = {"bithumb", "coinbase", "coinone", "gopax", "korbit"}  # of all but Bithumb only candles are polled
@@ -61,3 +62,19 @@ def test_an_exchange_says_all_that_its_base_needs(name: str) -> None:
         assert cls.transport == transport
         assert cls.parse is not Controller.parse or "parse_poll" in vars(cls)
         assert cls.parse_listing.__func__ is not Controller.parse_listing.__func__  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_exchange_has_the_rules_that_its_facts_speak_of(name: str) -> None:
+    """What is left out of a venue's module is noticed here, not by the first change that comes."""
+
+    def has(cls: type[Controller], hook: str) -> bool:
+        return getattr(cls, hook) is not getattr(Controller, hook)
+
+    for cls in classes(name):
+        controller = cls(("BTC-USDT",), make_setup())
+        if "orderbook" in cls.offers:
+            assert has(cls, "follows") or cls.verdict != "linked", cls
+            assert has(cls, "checksum") or cls.verdict != "checksummed", cls
+            assert has(cls, "parse_snapshot") == (controller.snapshot_path("BTC-USDT") is not None), cls
+        assert has(cls, "parse_unit") == has(cls, "unit_path"), cls
