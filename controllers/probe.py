@@ -81,15 +81,16 @@ class Probe:
         return "differed" if now_us - self._answered_at_us > GRACE_US else None
 
     def _ask(self) -> None:
-        answer: Numbers | str | None
+        answer: Numbers | str | None = "the thread that asked died"  # without an answer no other probe is ever made
         try:
             book = self._get()
             answer = None if book is None else as_numbers(book, self._depth)
         except SourceError as error:
             answer = str(error)
-        except Exception as error:  # our bug: without an answer no other probe would ever be made
+        except Exception as error:  # our bug
             answer = repr(error)
-        self._answers.put(answer)
+        finally:
+            self._answers.put(answer)
 
 
 def ask(

@@ -77,11 +77,12 @@ class Snapshots:
         self._pause_us.pop(feed, None)
 
     def _ask(self, market: str) -> None:
-        answer: Book | str | None
+        answer: Book | str | None = "the thread that asked died"  # without an answer no other book is ever asked for
         try:
             answer = self._get(market)
         except SourceError as error:
             answer = str(error)
-        except Exception as error:  # our bug: without an answer no other book would ever be asked for
+        except Exception as error:  # our bug
             answer = repr(error)
-        self._answers.put(answer)
+        finally:
+            self._answers.put(answer)

@@ -453,6 +453,28 @@ def test_a_rest_book_that_can_not_be_had_is_asked_for_later_every_time(stage: Bu
     assert not scene.stored.epochs
 
 
+def test_the_death_of_the_thread_that_asks_costs_one_try(stage: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mutation that must make this fail: put the answer after the `try` in `Snapshots._ask`, not in `finally`."""
+    scene = stage(Joined)
+    deaths = [SystemExit(), None]
+
+    def get(market: str) -> Book:
+        if error := deaths.pop(0):
+            raise error
+        return Book(market, {"10": "1"}, {"11": "1"}, None, 9)
+
+    monkeypatch.setattr(scene.controller._snapshots, "_get", get)
+
+    def steps() -> Steps:
+        for u in range(1, 12):
+            yield says(scene, change(u, {"9": "1"}, U=u), after=1)
+            answered(scene)
+
+    scene.play(steps())
+    assert [told["error"] for told in scene.log.of("snapshot_failed")] == ["the thread that asked died"]
+    assert scene.stored.only.rows[0].sequence == 9
+
+
 # --- sums -------------------------------------------------------------------------------------------------------------
 
 
