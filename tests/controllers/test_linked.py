@@ -453,6 +453,7 @@ def test_a_rest_book_that_can_not_be_had_is_asked_for_later_every_time(stage: Bu
     assert not scene.stored.epochs
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_the_death_of_the_thread_that_asks_costs_one_try(stage: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     """The mutation that must make this fail: put the answer after the `try` in `Snapshots._ask`, not in `finally`."""
     scene = stage(Joined)
