@@ -282,7 +282,8 @@ def test_a_new_address_where_nobody_answers_leaves_the_old_connection_alone(star
     running.write()
     assert running.hang_up()
     running.until(lambda: running.value("takeovers_total", exchange="upbit", outcome="failed") == 1)
-    assert "the old one goes on" in running.log
+    running.until(lambda: "the old one goes on" in running.log)
+    running.until(lambda: not any(takeover.workers for takeover in running.daemon.supervisor.takeovers))
     assert running.generations() == {"upbit/BTC-KRW": 1}
     (waiting,) = running.daemon.status()["takeovers"]
     assert (waiting["replaced"], waiting["attempts"], waiting["why"]) == (["upbit/BTC-KRW"], 1, "reload")
